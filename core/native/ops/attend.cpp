@@ -1,0 +1,102 @@
+// Rotation, cache write and attention with grouped heads.
+#include "ops.h"
+#include "plan.h"
+
+namespace zoo::ZOO_ISA::ops {
+
+namespace {
+
+Work work_of(const Attend& op) {
+  return {op.cu_seqlens, op.seq_lens, op.positions, op.sequences, op.kv_heads, op.heads / op.kv_heads,
+          op.v_dim,      op.window,   op.tokens};
+}
+
+Rotation rotation_of(const Attend& op) { return {op.cos, op.sin, op.cos ? op.half : 0, op.interleaved != 0}; }
+
+template <class E>
+void write_cache(const Attend& op, Worker& worker) {
+  float* turned = reinterpret_cast<float*>(worker.local);
+  const Rotation rotation = rotation_of(op);
+  const Range mine = share(op.tokens * op.kv_heads, worker.ith, worker.nth);
+  for (int64_t item = mine.begin; item < mine.end; ++item) {
+    const int64_t token = item / op.kv_heads, head = item % op.kv_heads, slot = op.slots[token];
+    if (slot < 0) continue;
+    rotation.turn(op.k + token * op.k_token + head * op.k_head, token, op.head_dim, 1.0f, turned);
+    pack<E>(turned, op.head_dim, op.k_cache, (slot * op.kv_heads + head) * op.head_dim);
+    pack<E>(op.v + token * op.v_token + head * op.v_head, op.v_dim, op.v_cache, (slot * op.kv_heads + head) * op.v_dim);
+  }
+}
+
+// Adds the sink to the softmax and writes the head's result.
+void finish(const Attend& op, int64_t token, int64_t head, float best, float total, const float* out) {
+  float* y = op.y + (token * op.heads + head) * op.v_dim;
+  float factor = 1.0f / total;
+  if (op.sinks) {
+    const float sink = op.sinks[head], top = sink > best ? sink : best;
+    const float keep = best == NOTHING ? 0.0f : exp(splat(best - top))[0];
+    factor = keep / (total * keep + exp(splat(sink - top))[0]);
+  }
+  for (int64_t i = 0; i < op.v_dim; i += VL)
+    store_part(y + i, load_part(out + i, op.v_dim - i) * factor, op.v_dim - i);
+}
+
+template <class E>
+Rows attend_unit(const Attend& op, const Work& work, const Unit& unit, Worker& worker) {
+  const Rotation rotation = rotation_of(op);
+  Rows rows = make_rows(reinterpret_cast<float*>(worker.local), unit.tokens * work.group, op.head_dim, op.v_dim);
+  rows.window = op.window;
+  rows.softcap = op.softcap;
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const int64_t token = unit.first + r / work.group, head = unit.lane * work.group + r % work.group;
+    rotation.turn(op.q + token * op.q_token + head * op.q_head, token, op.head_dim, op.scale, rows.q + r * rows.key_padded);
+    rows.last[r] = op.positions[token];
+  }
+  const Pages<E> pages{static_cast<const typename E::type*>(op.k_cache) + unit.lane * op.head_dim,
+                       static_cast<const typename E::type*>(op.v_cache) + unit.lane * op.v_dim,
+                       op.block_table + unit.sequence * op.table_stride, op.block_size, op.kv_heads * op.head_dim,
+                       op.kv_heads * op.v_dim};
+  attend_keys<E>(rows, pages, unit.begin, unit.end);
+  return rows;
+}
+
+template <class E>
+void run_as(const Attend& op, Worker& worker) {
+  write_cache<E>(op, worker);
+  worker.barrier();
+  const Work work = work_of(op);
+  const int64_t units = work.units();
+  float* partials = reinterpret_cast<float*>(worker.shared);
+  auto end = [&](int64_t token, int64_t head, float best, float total, const float* out) {
+    finish(op, token, head, best, total, out);
+  };
+  Cursor cursor;
+  for (int64_t index = worker.next(); index < units; index = worker.next()) {
+    const Unit unit = cursor.find(work, index);
+    leave(work, unit, attend_unit<E>(op, work, unit, worker), partials, end);
+  }
+  // Padding tokens stand at the end and give zeros.
+  if (worker.ith == 0)
+    for (int64_t i = op.cu_seqlens[op.sequences] * op.heads * op.v_dim; i < op.tokens * op.heads * op.v_dim; ++i) op.y[i] = 0;
+  if (work.partials() == 0) return;
+  worker.barrier();
+  combine(work, partials, reinterpret_cast<float*>(worker.local), worker, end);
+}
+
+bool prepare(const Attend& op, int, Scratch& scratch) {
+  const Work work = work_of(op);
+  scratch.local = static_cast<size_t>(rows_floats(work.tile_tokens() * work.group, op.head_dim, op.v_dim)) * 4;
+  scratch.shared = static_cast<size_t>(work.partials() * work.partial_floats()) * 4;
+  return op.cache_type == F32 || op.cache_type == F16 || op.cache_type == BF16;
+}
+
+void run(const Attend& op, Worker& worker) {
+  if (op.cache_type == F32) run_as<Full>(op, worker);
+  else if (op.cache_type == F16) run_as<Half>(op, worker);
+  else run_as<Brain>(op, worker);
+}
+
+}  // namespace
+
+const OpKernel attend_op = op_kernel<Attend, prepare, run>();
+
+}  // namespace zoo::ZOO_ISA::ops

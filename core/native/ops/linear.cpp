@@ -1,0 +1,113 @@
+// Weights on a shared input: quantise the input once per kind, then multiply. The gated linear unit adds the activation.
+#include "linear.h"
+
+#include <algorithm>
+
+#include "ops.h"
+#include "vec.h"
+
+namespace zoo::ZOO_ISA::ops {
+
+bool Products::plan(const Part* parts, int count, int64_t m) {
+  bytes = 0;
+  for (size_t& at : act) at = 0;
+  bool wanted[KINDS] = {};
+  for (int i = 0; i < count; ++i) {
+    const int kind = matmul_kernels.activation_kind(parts[i].weight.type);
+    if (kind < 0 || kind >= KINDS) return false;
+    wanted[kind] = true;
+  }
+  for (int kind = 0; kind < KINDS; ++kind) {
+    if (!wanted[kind]) continue;
+    act[kind] = bytes + 1;
+    bytes += aligned(matmul_kernels.activation_bytes(kind, m, parts[0].weight.cols));
+  }
+  local = 0;
+  for (int i = 0; i < count; ++i) local = std::max(local, matmul_kernels.matmul_scratch(&parts[i].weight, m, 1));
+  return true;
+}
+
+void Products::quantize(const float* x, int64_t ldx, int64_t m, int64_t k, char* base, const Worker& worker) const {
+  for (int kind = 0; kind < KINDS; ++kind)
+    if (act[kind]) matmul_kernels.quantize(kind, x, ldx, m, k, base + act[kind] - 1, worker.ith, worker.nth);
+}
+
+void Products::multiply(const Part* parts, int count, int64_t m, char* base, const Worker& worker) const {
+  for (int i = 0; i < count; ++i) {
+    const Part& part = parts[i];
+    const char* input = base + act[matmul_kernels.activation_kind(part.weight.type)] - 1;
+    product(part.weight, input, nullptr, m, part.y, part.ldy, part.bias, worker);
+  }
+}
+
+void product(const Weight& weight, const void* act, const int32_t* pick, int64_t m, float* y, int64_t ldy,
+             const float* bias, const Worker& worker) {
+  // A thread's part of the scratch begins at its number times the size of one: laid so that it falls on its own memory,
+  // threads may be at different products.
+  char* scratch = worker.local - matmul_kernels.matmul_scratch(&weight, m, 1) * static_cast<size_t>(worker.ith);
+  matmul_kernels.matmul(&weight, act, pick, m, y, ldy, bias, scratch, worker.ith, worker.nth);
+}
+
+namespace {
+
+bool prepare_linear(const Linear& op, int, Scratch& scratch) {
+  Products products;
+  if (!products.plan(op.parts, op.count, op.m)) return false;
+  scratch.shared = products.bytes;
+  scratch.local = products.local;
+  return true;
+}
+
+void run_linear(const Linear& op, Worker& worker) {
+  Products products;
+  products.plan(op.parts, op.count, op.m);
+  products.quantize(op.x, op.ldx, op.m, op.parts[0].weight.cols, worker.shared, worker);
+  worker.barrier();
+  products.multiply(op.parts, op.count, op.m, worker.shared, worker);
+}
+
+// The two products lie behind the scratch of the matmuls.
+bool prepare_glu(const Glu& op, int, Scratch& scratch) {
+  Products products;
+  if (!products.plan(op.parts, 2, op.m)) return false;
+  scratch.shared = products.bytes + aligned(op.m * op.parts[0].weight.rows * 4);
+  scratch.local = products.local;
+  return true;
+}
+
+void run_glu(const Glu& op, Worker& worker) {
+  Products products;
+  products.plan(op.parts, 2, op.m);
+  const int64_t width = op.parts[0].weight.rows;
+  float* up = reinterpret_cast<float*>(worker.shared + products.bytes);
+  Part parts[2] = {op.parts[0], op.parts[1]};
+  parts[0].y = op.y;
+  parts[0].ldy = op.ldy;
+  parts[1].y = up;
+  parts[1].ldy = width;
+  products.quantize(op.x, op.ldx, op.m, parts[0].weight.cols, worker.shared, worker);
+  worker.barrier();
+  products.multiply(parts, 2, op.m, worker.shared, worker);
+  worker.barrier();
+  activate_and_multiply(op.act, op.y, op.ldy, up, width, op.m, width, worker);
+}
+
+}  // namespace
+
+void activate_and_multiply(int32_t act, float* gate, int64_t ld_gate, const float* up, int64_t ld_up, int64_t rows,
+                           int64_t cols, const Worker& worker) {
+  const int64_t pieces = (cols + PIECE - 1) / PIECE;
+  const Range mine = share(rows * pieces, worker.ith, worker.nth);
+  for (int64_t item = mine.begin; item < mine.end; ++item) {
+    float* g = gate + item / pieces * ld_gate;
+    const float* u = up + item / pieces * ld_up;
+    const int64_t begin = item % pieces * PIECE, end = begin + PIECE < cols ? begin + PIECE : cols;
+    for (int64_t i = begin; i < end; i += VL)
+      store_part(g + i, activation(act, load_part(g + i, end - i)) * load_part(u + i, end - i), end - i);
+  }
+}
+
+const OpKernel linear_op = op_kernel<Linear, prepare_linear, run_linear>();
+const OpKernel glu_op = op_kernel<Glu, prepare_glu, run_glu>();
+
+}  // namespace zoo::ZOO_ISA::ops

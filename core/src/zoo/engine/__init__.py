@@ -1,0 +1,1 @@
+"""From requests to tokens: sequences, scheduling, batches, sampling. The scheduler and sequences import no torch."""

@@ -1,0 +1,122 @@
+"""Turns chunks into a packed batch, runs the model on it and returns logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.batch import Batch, CacheTables
+from zoo.cache.blocks import BlockManager
+from zoo.cache.spec import RecurrentState
+from zoo.cache.storage import KVCache
+from zoo.engine.replay import Replay
+from zoo.engine.scheduler import Chunk
+from zoo.hooks import CausalLM
+from zoo.kernels.native.pool import Pool, Session, using
+from zoo.plugin.bound import BoundPlugin
+
+
+class Runner:
+    """One model with its cache. `pool`: the threads of native CPU kernels, None where the reference computes."""
+
+    def __init__(
+        self, plugin: BoundPlugin, model: CausalLM, cache: KVCache, device: torch.device, pool: Pool | None = None
+    ) -> None:
+        self.plugin = plugin
+        self.model = model
+        self.cache = cache
+        self.device = device
+        self.replay = None if pool is None else Replay(model, cache, pool)
+        self._session = None if pool is None else Session(pool)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Kernels called inside run on this model's threads, and torch's own threads rest.
+
+        Threads of torch spin for milliseconds after each of its parallel loops, on the cores that the kernels need.
+        """
+        if self._session is None:
+            yield
+            return
+        threads = torch.get_num_threads()
+        if threads > 1:
+            torch.set_num_threads(1)
+        try:
+            with using(self._session):
+                yield
+        finally:
+            if threads > 1:
+                torch.set_num_threads(threads)
+
+    def batch(self, chunks: Items[Chunk], managers: Items[BlockManager], *, all_logits: bool = False) -> Batch:
+        """Pack chunks. Logits are wanted of the last `num_logits` tokens of each chunk, or of every token.
+
+        A recurrent state is zeroed where a sequence begins, so that nothing of the row's last owner is left.
+        """
+        ids: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        ends, bounds = [], [0]
+        for chunk in chunks:
+            end = chunk.start + chunk.length
+            ids += chunk.sequence.token_ids(chunk.start, end)
+            positions += range(chunk.start, end)
+            wanted += range(len(ids) - (chunk.length if all_logits else chunk.num_logits), len(ids))
+            ends.append(end)
+            bounds.append(len(ids))
+        indices = [ids, positions, bounds, ends, wanted]
+        for group, manager in zip(self.cache.groups, managers, strict=True):
+            if isinstance(group.spec, RecurrentState):
+                indices += self._states(chunks, group.index, manager)
+            else:
+                indices += _tables(chunks, manager)
+        input_ids, places, cu_seqlens, seq_lens, logits_indices, *tables = self._index(indices)
+        return Batch(
+            input_ids=input_ids,
+            positions=places,
+            cu_seqlens=cu_seqlens,
+            seq_lens=seq_lens,
+            logits_indices=logits_indices,
+            tables={
+                group.index: CacheTables(block_table=table.view(len(chunks), -1), slot_mapping=slots)
+                for group, table, slots in zip(self.cache.groups, tables[::2], tables[1::2], strict=True)
+            },
+            query_lens=tuple(chunk.length for chunk in chunks),
+            max_query_len=max(chunk.length for chunk in chunks),
+            max_seq_len=max(ends),
+            request_ids=tuple(chunk.sequence.request_id for chunk in chunks),
+        )
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits float32 [L, V] through the plugin's hook."""
+        model = self.model if self.replay is None else self.replay.stand_in(batch)
+        return self.plugin.forward(model, batch, self.cache)
+
+    def _states(self, chunks: Items[Chunk], group: int, manager: BlockManager) -> tuple[list[int], list[int]]:
+        rows = [row for chunk in chunks for row in manager.table(chunk.sequence.request_id)]
+        self.cache.clear(group, [row for row, chunk in zip(rows, chunks, strict=True) if chunk.start == 0])
+        return rows, [row for row, chunk in zip(rows, chunks, strict=True) for _ in range(chunk.length)]
+
+    def _index(self, indices: Items[list[int]]) -> tuple[Tensor, ...]:
+        """Int32 tensors on the device, in one copy: a step of a small model takes not much longer than many."""
+        packed = torch.from_numpy(np.array([value for one in indices for value in one], np.int32)).to(self.device)
+        return packed.split([len(one) for one in indices])
+
+
+def _tables(chunks: Items[Chunk], manager: BlockManager) -> tuple[list[int], list[int]]:
+    """The block table of one cache group row by row, and the slots of the new tokens."""
+    tables = [manager.table(chunk.sequence.request_id) for chunk in chunks]
+    width, size = max(map(len, tables)), manager.block_size
+    rows = [block for table in tables for block in (*table, *[0] * (width - len(table)))]
+    slots = [
+        table[position // size] * size + position % size
+        for table, chunk in zip(tables, chunks, strict=True)
+        for position in range(chunk.start, chunk.start + chunk.length)
+    ]
+    return rows, slots

@@ -1,0 +1,1 @@
+"""Readers of model files. Bytes and headers only: nothing here imports torch."""

@@ -1,0 +1,144 @@
+"""A step of a model as a list of ops on fixed buffers, to be run again in one call.
+
+While a recorder is active the ops of zoo run and are taken down; what they return lies in an arena whose memory is
+handed on when a tensor dies, so a recording needs as much memory as one step. Whatever torch computes between the ops
+would be missing from the list, so it ends the recording: the model has broken the contract and is run op by op.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zoo.kernels.native.pool import Pool, Session, using
+
+_ALIGN = 64
+
+
+class ContractBroken(Exception):
+    """The model did something that a recording cannot hold; says what."""
+
+
+class Arena:
+    """Buffers by size, lent to tensors and taken back when their storage dies.
+
+    Sizes are powers of two, so that recordings of nearly equal batches share buffers: all of them together need a few
+    times what the largest needs. What is not written of a buffer takes no memory.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[np.ndarray]] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor on lent memory."""
+        count = 1
+        for size in shape:
+            count *= size
+        nbytes = max(_ALIGN, 1 << (count * dtype.itemsize - 1).bit_length())
+        free = self._free.setdefault(nbytes, [])
+        lease = _Lease(free, free.pop() if free else _aligned(nbytes))
+        return torch.from_numpy(np.asarray(lease))[: count * dtype.itemsize].view(dtype).view(shape)
+
+
+class _Lease:
+    """What keeps a buffer out of the arena: numpy holds it as long as a storage of torch lies on the buffer."""
+
+    def __init__(self, home: list[np.ndarray], buffer: np.ndarray) -> None:
+        self._home = home
+        self._buffer = buffer
+        self.__array_interface__ = buffer.__array_interface__
+
+    def __del__(self) -> None:
+        self._home.append(self._buffer)
+
+
+def _aligned(nbytes: int) -> np.ndarray:
+    raw = np.empty(nbytes + _ALIGN, np.uint8)
+    start = -raw.ctypes.data % _ALIGN
+    return raw[start : start + nbytes]
+
+
+class Program:
+    """A recorded step: run it after its inputs have been written. `output` is what the step gave, and gives again."""
+
+    def __init__(self, ops: Sequence[ctypes.Structure], kept: Sequence[Any], output: Tensor) -> None:
+        self.output = output
+        self._kept = (ops, kept)
+        self._addresses = (ctypes.c_void_p * len(ops))(*(ctypes.addressof(op) for op in ops))
+
+    def __len__(self) -> int:
+        return len(self._addresses)
+
+    def run(self, pool: Pool) -> None:
+        """Run every op in order."""
+        pool.execute(self._addresses)
+
+
+class Recorder:
+    """Takes down the ops of one step."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.ops: list[ctypes.Structure] = []
+        self.kept: list[Any] = [arena]
+        self.trusted = 0
+
+    def add(self, op: ctypes.Structure, kept: Sequence[Any]) -> None:
+        """An op that has just run, with what else its addresses point to and nobody else may keep alive."""
+        self.ops.append(op)
+        self.kept.extend(kept)
+
+    @contextmanager
+    def trust(self) -> Iterator[None]:
+        """Torch may compute inside: constants, which are the same at every step."""
+        self.trusted += 1
+        try:
+            yield
+        finally:
+            self.trusted -= 1
+
+
+def record(step: Callable[[], Tensor], pool: Pool, arena: Arena) -> Program:
+    """Run a step once and take it down. Raises ContractBroken, after which the step has not run to its end."""
+    recorder = Recorder(arena)
+    with using(Session(pool, recorder)), _Watch(recorder):
+        output = step()
+    return Program(recorder.ops, recorder.kept, output)
+
+
+class _Watch(TorchDispatchMode):
+    """Lets views through and stops at everything else that torch does to data."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._recorder = recorder
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else torch imports its compiler at the first op, which takes more than a second; nothing here is compiled.
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self._recorder.trusted or _is_view(func, args, result):
+            return result
+        raise ContractBroken(f"{func} computes between zoo's ops")
+
+
+def _is_view(func: Any, args: Sequence[Any], result: Any) -> bool:
+    if func._schema.is_mutable:
+        return False
+    results = result if isinstance(result, list | tuple) else (result,)
+    if not results or not all(isinstance(value, Tensor) for value in results):
+        return False
+    sources = {value.untyped_storage().data_ptr() for value in args if isinstance(value, Tensor)}
+    return all(value.untyped_storage().data_ptr() in sources for value in results)

@@ -1,0 +1,1 @@
+"""`zoo serve`: an OpenAI-compatible API over one model."""

@@ -1,0 +1,1 @@
+"""Bigram models for zoo."""

@@ -1,0 +1,449 @@
+"""Recorded decode steps against the same ops called one by one: the same bits, and never a stale or a lost one."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import gc
+import logging
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.native_cases import needs_native
+from oracle.checkpoints import llama_config, sample_ids, save_checkpoint
+from oracle.gguf_writer import llama_contents, write
+from zoo import LLM
+from zoo.engine.replay import Replay
+from zoo.engine.sequence import SamplingParams, Sequence
+from zoo.hooks import hookimpl
+from zoo.kernels.native import pool as pools
+from zoo.kernels.native.pool import Pool
+from zoo.kernels.native.recorder import Arena, Program, Recorder
+from zoo_llama.model import LlamaForCausalLM
+
+pytestmark = needs_native
+
+GREEDY = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+
+# Step at which a request comes, length of its prompt, tokens that it wants.
+REQUESTS = ((0, 5, 30), (0, 17, 4), (3, 1, 20), (9, 40, 3), (10, 2, 1), (11, 33, 12), (30, 3, 9))
+
+
+class Watch:
+    """A wrapper plugin that keeps the logits of every step, by request."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []
+
+    @hookimpl(wrapper=True)
+    def forward(self, batch: Any) -> Any:
+        logits = yield
+        owners = [name for name, count in zip(batch.request_ids, batch.query_lens, strict=True) for _ in range(count)]
+        rows = zip(batch.logits_indices.tolist(), logits, strict=True)
+        self.steps.append({owners[index]: row.clone() for index, row in rows})
+        return logits
+
+
+class Become:
+    """A plugin that gives Llamas another class after they are loaded."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    @hookimpl(wrapper=True)
+    def load(self) -> Any:
+        model = yield
+        model.__class__ = self.kind
+        return model
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 3 layers whose matrices are Q8_0."""
+    directory = tmp_path_factory.mktemp("replay")
+    model = save_checkpoint(directory, llama_config())
+    (path,) = write(directory / "model.gguf", llama_contents(model), types="Q8_0")
+    return path
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the programs that were replayed."""
+    seen: list[int] = []
+    run = Program.run
+
+    def counted(self: Program, pool: Pool) -> None:
+        seen.append(len(self))
+        run(self, pool)
+
+    monkeypatch.setattr(Program, "run", counted)
+    return seen
+
+
+def replay_of(llm: LLM) -> Replay:
+    replay = llm.engine.runner.replay
+    assert replay is not None
+    return replay
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def serve(llm: LLM) -> list[Sequence]:
+    """Run REQUESTS to their ends, each joining at its step."""
+    made = [
+        Sequence(str(index), tuple(sample_ids(length, seed=index)), GREEDY, frozenset(), wanted)
+        for index, (_, length, wanted) in enumerate(REQUESTS)
+    ]
+    step = 0
+    while any(one.finish_reason is None for one in made):
+        for one, (start, *_) in zip(made, REQUESTS, strict=True):
+            if start == step:
+                llm.engine.add(one)
+        llm.engine.step()
+        step += 1
+        assert step < 200
+    return made
+
+
+def eager(path: Path, ids: list[int], **options: Any) -> list[int]:
+    """An answer without any replay."""
+    with LLM.load(path, device="cpu", **options) as llm:
+        replay_of(llm).stopped = "the test wants it"
+        return list(llm.generate(ids, GREEDY).token_ids)
+
+
+def test_replay_equals_the_ops_one_by_one_while_requests_come_and_go(gguf: Path, runs: list[int]) -> None:
+    watches, tokens = [], []
+    for stopped in ("", "the test wants it"):
+        watch = Watch()
+        with LLM.load(gguf, device="cpu", plugins=[watch]) as llm:
+            replay_of(llm).stopped = stopped
+            tokens.append([one.output_token_ids for one in serve(llm)])
+            assert replay_of(llm).stopped == stopped
+        watches.append(watch.steps)
+        if not stopped:
+            replayed = len(runs)
+            assert replayed >= 20
+    assert len(runs) == replayed, "nothing may be replayed where it is stopped"
+    assert tokens[0] == tokens[1]
+    assert [len(one) for one in tokens[0]] == [wanted for *_, wanted in REQUESTS]
+    assert {len(step) for step in watches[0]} >= {1, 2, 3}
+    for mine, wanted in zip(*watches, strict=True):
+        assert mine.keys() == wanted.keys()
+        assert all(torch.equal(mine[name], wanted[name]) for name in wanted)
+
+
+def test_answers_do_not_depend_on_what_is_recorded(gguf: Path) -> None:
+    """Alone, then beside others in batches of other sizes, then alone again."""
+    prompts = [sample_ids(4 + index, seed=index) for index in range(5)]
+    with LLM.load(gguf, device="cpu") as llm:
+        alone = [llm.generate(prompt, GREEDY).token_ids for prompt in prompts]
+        assert [answer.token_ids for answer in llm.generate(prompts, GREEDY)] == alone
+        assert [answer.token_ids for answer in llm.generate(prompts[:3], GREEDY)] == alone[:3]
+        assert llm.generate(prompts[4], GREEDY).token_ids == alone[4]
+
+
+def test_a_reset_keeps_recordings_right(gguf: Path, runs: list[int]) -> None:
+    """Blocks are given out anew, in another order than the recorded one."""
+    prompts = [sample_ids(40, seed=1), sample_ids(7, seed=2)]
+    with LLM.load(gguf, device="cpu") as llm:
+        first = [answer.token_ids for answer in llm.generate(prompts, GREEDY)]
+        llm.reset()
+        runs.clear()
+        assert [answer.token_ids for answer in llm.generate(prompts[::-1], GREEDY)] == first[::-1]
+        assert len(runs) == GREEDY.max_tokens - 1
+
+
+class Computes(LlamaForCausalLM):
+    """Computes with torch between the ops."""
+
+    def hidden(self, batch: Any, cache: Any) -> Tensor:
+        return super().hidden(batch, cache) * 1.0
+
+
+class Reads(LlamaForCausalLM):
+    """Does what depends on a number of the batch."""
+
+    def hidden(self, batch: Any, cache: Any) -> Tensor:
+        assert batch.max_seq_len > 0
+        return super().hidden(batch, cache)
+
+
+class Names(LlamaForCausalLM):
+    """Does what depends on who asks."""
+
+    def hidden(self, batch: Any, cache: Any) -> Tensor:
+        assert batch.request_ids
+        return super().hidden(batch, cache)
+
+
+class WritesInPlace(LlamaForCausalLM):
+    """Changes a tensor under the recording."""
+
+    def hidden(self, batch: Any, cache: Any) -> Tensor:
+        return super().hidden(batch, cache).mul_(1.0)
+
+
+class TakesValues(LlamaForCausalLM):
+    """Does what depends on a value in a tensor."""
+
+    def hidden(self, batch: Any, cache: Any) -> Tensor:
+        assert int(batch.seq_lens[0]) > 0
+        return super().hidden(batch, cache)
+
+
+BREAKS = {Computes: "mul", Reads: "max_seq_len", Names: "request_ids", WritesInPlace: "mul_", TakesValues: "computes"}
+
+
+@pytest.mark.parametrize("kind", BREAKS, ids=lambda kind: kind.__name__)
+def test_a_model_that_breaks_the_contract_runs_op_by_op_and_says_so_once(
+    kind: type, gguf: Path, runs: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = sample_ids(9)
+    wanted = eager(gguf, ids)
+    with LLM.load(gguf, device="cpu", plugins=[Become(kind)]) as llm:
+        assert list(llm.generate(ids, GREEDY).token_ids) == wanted
+        assert [list(one.token_ids) for one in llm.generate([ids, ids], GREEDY)] == [wanted, wanted]
+    assert not runs
+    (said,) = warnings_of(caplog)
+    assert kind.__name__ in said
+    assert "op by op" in said
+    assert BREAKS[kind] in said
+
+
+def test_an_error_while_recording_leaves_nothing_recorded(gguf: Path, runs: list[int]) -> None:
+    failing = [True]
+
+    class Fails(LlamaForCausalLM):
+        def hidden(self, batch: Any, cache: Any) -> Tensor:
+            found = super().hidden(batch, cache)
+            if batch.max_query_len == 1 and failing:
+                failing.clear()
+                raise MemoryError("in the middle of a step")
+            return found
+
+    ids = sample_ids(9)
+    with LLM.load(gguf, device="cpu", plugins=[Become(Fails)]) as llm:
+        with pytest.raises(MemoryError):
+            llm.generate(ids, GREEDY)
+        llm.reset()
+        assert list(llm.generate(ids, GREEDY).token_ids) == eager(gguf, ids)
+    assert len(runs) == GREEDY.max_tokens - 2, "the first decode step records, the others replay"
+
+
+@pytest.mark.parametrize("which", ["model.layers.1.mlp", "", "every module"])
+def test_a_torch_hook_sees_every_call_while_it_is_there(
+    which: str, gguf: Path, runs: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    ids, calls = sample_ids(9), []
+
+    def hook(module: Any, inputs: Any, *_: Any) -> None:
+        calls.append(type(module).__name__)
+
+    with LLM.load(gguf, device="cpu") as llm:
+        wanted = llm.generate(ids, GREEDY).token_ids
+        assert len(runs) == GREEDY.max_tokens - 2
+        runs.clear()
+        if which == "every module":
+            handle = torch.nn.modules.module.register_module_forward_pre_hook(hook)
+        else:
+            # A hook of the outer module runs on none of its own methods, but whoever put it there must not be fooled.
+            handle = llm.model.get_submodule(which).register_forward_hook(hook)  # type: ignore[attr-defined]
+        assert llm.generate(ids, GREEDY).token_ids == wanted
+        assert not runs
+        if which:
+            assert calls.count("MLP") == GREEDY.max_tokens * (3 if which == "every module" else 1)
+        handle.remove()
+        calls.clear()
+        assert llm.generate(ids, GREEDY).token_ids == wanted
+        assert len(runs) == GREEDY.max_tokens - 1
+        assert not calls
+    assert len([text for text in warnings_of(caplog) if "hook" in text]) == 1
+
+
+def test_a_hook_that_changes_values_changes_the_answer(gguf: Path) -> None:
+    """Steering a module after its steps were recorded has an effect, and none after it has ended."""
+    ids = sample_ids(9)
+    with LLM.load(gguf, device="cpu") as llm:
+        plain = llm.generate(ids, GREEDY).token_ids
+        module = llm.model.get_submodule("model.layers.2.mlp")  # type: ignore[attr-defined]
+        handle = module.register_forward_hook(lambda module, inputs, output: output * -3)
+        assert llm.generate(ids, GREEDY).token_ids != plain
+        handle.remove()
+        llm.reset()
+        assert llm.generate(ids, GREEDY).token_ids == plain
+
+
+def test_a_wrapper_that_changes_the_batch_gets_what_it_asks_for(gguf: Path, runs: list[int]) -> None:
+    class Replace:
+        """Runs each step on another token than the one that was sampled."""
+
+        @hookimpl(wrapper=True)
+        def forward(self, model: Any, batch: Any, cache: Any) -> Any:
+            yield
+            other = dataclasses.replace(batch, input_ids=(batch.input_ids + 1) % 300)
+            return model.logits(model.hidden(other, cache)[other.logits_indices])
+
+    answers = []
+    for stopped in ("", "the test wants it"):
+        with LLM.load(gguf, device="cpu", plugins=[Replace()]) as llm:
+            replay_of(llm).stopped = stopped
+            answers.append(llm.generate(sample_ids(9), GREEDY).token_ids)
+    assert answers[0] == answers[1]
+    assert list(answers[0]) != eager(gguf, sample_ids(9))
+    assert len(runs) == GREEDY.max_tokens - 2, "the owner's own call of each step is replayed"
+
+
+def test_hidden_states_that_a_wrapper_keeps_stay_as_they_were(gguf: Path) -> None:
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    class Keep:
+        @hookimpl(wrapper=True)
+        def forward(self, model: Any, batch: Any, cache: Any) -> Any:
+            states = model.hidden(batch, cache)
+            kept.append((states, states.clone()))
+            return (yield)
+
+    with LLM.load(gguf, device="cpu", plugins=[Keep()]) as llm:
+        llm.generate(sample_ids(9), GREEDY)
+    assert len(kept) == GREEDY.max_tokens
+    assert all(torch.equal(states, copy) for states, copy in kept)
+    assert not torch.equal(kept[-1][1], kept[-2][1])
+
+
+def test_what_is_set_on_the_model_later_reaches_the_hook(gguf: Path) -> None:
+    seen = []
+
+    class Look:
+        @hookimpl(wrapper=True)
+        def forward(self, model: Any) -> Any:
+            seen.append(getattr(model, "label", None))
+            return (yield)
+
+    with LLM.load(gguf, device="cpu", plugins=[Look()]) as llm:
+        llm.generate(sample_ids(9), GREEDY)
+        llm.model.label = "mine"  # type: ignore[attr-defined]
+        llm.generate(sample_ids(9), GREEDY)
+    assert set(seen[: GREEDY.max_tokens]) == {None}
+    assert set(seen[GREEDY.max_tokens :]) == {"mine"}
+
+
+def test_models_of_different_threads_live_side_by_side(gguf: Path, runs: list[int]) -> None:
+    ids = sample_ids(9)
+    outer = torch.get_num_threads()
+    try:
+        wanted = eager(gguf, ids)
+        with LLM.load(gguf, device="cpu", threads=1) as one, LLM.load(gguf, device="cpu", threads=3) as three:
+            assert [replay_of(llm).pool.threads for llm in (one, three)] == [1, 3]
+            streams = [llm.stream(ids, GREEDY) for llm in (one, three)]
+            answers: list[Any] = [None, None]
+            while None in answers:
+                for index, stream in enumerate(streams):
+                    if answers[index] is None:
+                        try:
+                            next(stream)
+                        except StopIteration as end:
+                            answers[index] = list(end.value.token_ids)
+            assert answers == [wanted, wanted]
+            assert len(runs) == 2 * (GREEDY.max_tokens - 2)
+            assert torch.get_num_threads() == 3, "torch's own threads are given back after each step"
+    finally:
+        torch.set_num_threads(outer)
+
+
+def test_threads_by_default_are_the_physical_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(pools, "_siblings", lambda processor: f"{processor // 2 * 2}-{processor // 2 * 2 + 1}")
+    monkeypatch.setattr(pools, "_granted", lambda: 1 << 16)
+    assert Pool().threads == 2
+    monkeypatch.setattr(pools, "_granted", lambda: 1)
+    assert Pool().threads == 1
+    assert Pool(5).threads == 5
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    arena = Arena()
+    yield arena
+    gc.collect()
+
+
+def lent(arena: Arena, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, int]:
+    tensor = arena.empty(shape, dtype)
+    assert tensor.shape == shape
+    assert tensor.dtype == dtype
+    assert tensor.is_contiguous()
+    return tensor, tensor.data_ptr()
+
+
+def test_the_arena_hands_memory_on(arena: Arena) -> None:
+    first, where = lent(arena, (3, 50))
+    assert where % 64 == 0
+    second, other = lent(arena, (3, 50))
+    assert abs(where - other) >= 600, "both are alive"
+    first.fill_(1)
+    second.fill_(2)
+    assert first.eq(1).all()
+    view = first[1:]
+    del first
+    assert lent(arena, (3, 50))[1] not in (where, other), "a view still lies there"
+    del view
+    third, place = lent(arena, (150,))
+    assert place == where
+    fourth, place = lent(arena, (9, 16), torch.float32)
+    assert place not in (where, other)
+    del third
+    assert lent(arena, (4, 36))[1] == where, "sizes that are nearly equal share buffers"
+    del fourth
+    assert lent(arena, ())[0].numel() == 1
+    assert lent(arena, (0, 8))[0].numel() == 0
+
+
+def buffers(replay: Replay) -> int:
+    """Bytes that recordings hold, those that lie in free buffers included."""
+    free = sum(nbytes * len(found) for nbytes, found in replay._arena._free.items())
+    outputs = [step._program.output for step in replay._steps.values() if step._program is not None]
+    return free + sum(output.untyped_storage().nbytes() for output in outputs)
+
+
+def test_memory_of_recordings_is_bounded(gguf: Path) -> None:
+    """Recording every batch size takes a few times what the largest takes alone, not the sum of all."""
+    prompts = [sample_ids(2, seed=index) for index in range(24)]
+    sizes = {}
+    for name, counts in (("largest", (24,)), ("all", range(1, 25))):
+        with LLM.load(gguf, device="cpu") as llm:
+            for count in counts:
+                llm.generate(prompts[:count], SamplingParams(max_tokens=3, temperature=0, ignore_eos=True))
+            replay = replay_of(llm)
+            assert sorted(replay._steps) == list(counts)
+            sizes[name] = buffers(replay)
+    assert 0 < sizes["largest"] < sizes["all"] < 5 * sizes["largest"]
+
+
+def test_a_recording_keeps_what_its_addresses_point_to() -> None:
+    recorder, owner = Recorder(Arena()), torch.zeros(3)
+    alive = weakref.ref(owner)
+    recorder.add(ctypes.c_int(0), (owner,))  # type: ignore[arg-type]
+    program = Program(recorder.ops, recorder.kept, torch.empty(0))
+    del recorder, owner
+    assert alive() is not None
+    del program
+    assert alive() is None
+
+
+def test_closing_gives_recordings_back(gguf: Path) -> None:
+    with LLM.load(gguf, device="cpu") as llm:
+        llm.generate(sample_ids(9), GREEDY)
+        replay = weakref.ref(replay_of(llm))
+        pool = weakref.ref(replay_of(llm).pool)
+    gc.collect()
+    assert replay() is None
+    assert pool() is None
