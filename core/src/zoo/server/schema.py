@@ -31,6 +31,11 @@ def _small(value: Any) -> Any:
     return value
 
 
+def _given(field: str, kind: str) -> dict[str, Any]:
+    """The JSON schema of an object in which `field` is present and not null."""
+    return {"required": [field], "properties": {field: {"type": kind}}}
+
+
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = Annotated[list[StopText], BeforeValidator(_listed), Field(max_length=MAX_STOPS)]
 Schema = Annotated[dict[str, Any], AfterValidator(_small)]
@@ -273,6 +278,8 @@ class CompletionRequest(_Sampling):
 
 class TokenizeRequest(_Model):
     """A text, or a conversation as the chat template writes it."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_given("prompt", "string"), _given("messages", "array")]})
 
     model: str | None = None
     prompt: str | None = None
