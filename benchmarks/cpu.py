@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from report import BANDWIDTH, LOAD, MEMORY, PEER, TRANSFORMERS, ZOO, Report, table
+from report import BANDWIDTH, LOAD, MEMORY, PEER, SEQUENCES, TOGETHER, TRANSFORMERS, ZOO, Report, table
 
 from zoo.errors import UsageError, ZooError
 from zoo.formats.gguf import GGUFFile
@@ -117,6 +117,7 @@ def measure(path: Path, peer: tuple[str, str], args: argparse.Namespace) -> Repo
             turns(report, f"decode at {n}, tok/s", two, ("decode", n), args.runs)
             turns(report, BANDWIDTH, memory, ("read",), args.runs)
         turns(report, MEMORY, two, ("memory",), 1)
+        turns(report, TOGETHER, {ZOO: two[ZOO]}, ("together", SEQUENCES), args.runs)
     return report
 
 

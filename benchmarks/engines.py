@@ -2,9 +2,9 @@
 
     python benchmarks/engines.py ENGINE '{"path": ..., "threads": 2, "context": 4256, "generate": 64}'
 
-It says what was loaded as a line of JSON, then answers lines of its standard input: ["prefill", 512] and
-["decode", 4096] with tokens per second, ["memory"] with MB, ["read"] with GB/s. An engine is imported only when it is
-measured: the peer's interpreter has neither zoo nor torch.
+It says what was loaded as a line of JSON, then answers lines of its standard input: ["prefill", 512], ["decode", 4096]
+and ["together", 16] with tokens per second, ["memory"] with MB, ["read"] with GB/s. An engine is imported only when it
+is measured: the peer's interpreter has neither zoo nor torch.
 """
 
 from __future__ import annotations
@@ -63,6 +63,14 @@ class Zoo:
     def decode(self, depth: int) -> float:
         """From the second time on the prompt is in the cache."""
         return float(self._rates(max(depth, 1), self._generate + 1).decode_tok_s)
+
+    def together(self, sequences: int) -> float:
+        """Decode of so many sequences in one batch, their tokens added up."""
+        from zoo.engine.sequence import SamplingParams
+
+        params = SamplingParams(max_tokens=self._generate + 1, temperature=0, ignore_eos=True)
+        prompts = [[token] for token in prompt(sequences, self._llm.tokenizer.vocab_size)]
+        return sum(float(answer.timings.decode_tok_s) for answer in self._llm.generate(prompts, params))
 
     def memory(self) -> float:
         return peak_mb() - self._before

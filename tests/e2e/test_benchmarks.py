@@ -67,6 +67,8 @@ def test_both_engines_run_on_a_file_that_zoo_made(tiny: Path, tmp_path: Path) ->
         assert {engine: len(values) for engine, values in file["figures"][name].items()} == {"zoo": 1, "llama.cpp": 1}
         assert min(min(values) for values in file["figures"][name].values()) > 0
         assert f"| {name} |" in done.stdout
+    (together,) = file["figures"]["decode of 16 sequences together, tok/s"]["zoo"]
+    assert together > file["figures"]["decode at 0, tok/s"]["zoo"][0], "16 at once are no faster than one"
     assert "note: decode at 47 in place of 64: the context has 64 tokens" in done.stdout
     assert 0.1 < file["figures"]["best read bandwidth, GB/s"]["zoo"][0] < 2000
     assert file["facts"]["copied_mb"] < 0.01 * file["file_bytes"] / 1e6
@@ -99,6 +101,10 @@ def test_promises_are_judged_by_the_median(tiny: Path) -> None:
     for name in ("prefill 32, tok/s", "decode at 0, tok/s", "load, s", "memory, MB"):
         assert all("missed" in said for said in report.promises(poor, name)), name
     assert "| 1.40 (1.40 1.40 9.00) | 1.5x **missed** |" in report.table(poor)
+    for together, said in ((610.0, "3x one (3.05) met"), (590.0, "3x one (2.95) **missed**")):
+        batch = made_up(tiny, prefill=2.1, decode=2.0, load=0.1, memory=300.0)
+        batch.add(report.TOGETHER, "zoo", together)
+        assert report.promises(batch, report.TOGETHER) == (said, "")
 
 
 def test_transformers_counts_for_prefill_where_it_was_measured(tiny: Path) -> None:
