@@ -14,6 +14,7 @@ from zoo.batch import Batch, CacheTables
 from zoo.cache.blocks import BlockManager
 from zoo.cache.spec import RecurrentState
 from zoo.cache.storage import KVCache
+from zoo.engine.ending import computing
 from zoo.engine.replay import Replay
 from zoo.engine.scheduler import Chunk
 from zoo.hooks import CausalLM
@@ -40,18 +41,19 @@ class Runner:
 
         Threads of torch spin for milliseconds after each of its parallel loops, on the cores that the kernels need.
         """
-        if self._session is None:
-            yield
-            return
-        threads = torch.get_num_threads()
-        if threads > 1:
-            torch.set_num_threads(1)
-        try:
-            with using(self._session):
+        with computing():
+            if self._session is None:
                 yield
-        finally:
+                return
+            threads = torch.get_num_threads()
             if threads > 1:
-                torch.set_num_threads(threads)
+                torch.set_num_threads(1)
+            try:
+                with using(self._session):
+                    yield
+            finally:
+                if threads > 1:
+                    torch.set_num_threads(threads)
 
     def batch(self, chunks: Items[Chunk], managers: Items[BlockManager], *, all_logits: bool = False) -> Batch:
         """Pack chunks. Logits are wanted of the last `num_logits` tokens of each chunk, or of every token.
