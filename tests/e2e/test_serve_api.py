@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from e2e.served import Served, serving
 from oracle.checkpoints import VOCAB_SIZE, sample_ids
 from zoo import LLM, SamplingParams
 from zoo.server.app import ServerOptions
+from zoo.server.worker import Worker
 
 MESSAGES: Any = [{"role": "user", "content": "the theory"}]
 GREEDY = SamplingParams(temperature=0, max_tokens=10)
@@ -224,16 +226,17 @@ def test_tokenize_and_detokenize(served: Served, llm: LLM) -> None:
     assert served.post("/detokenize", {"tokens": chat}).json()["prompt"] == "user: the theory<|im_end|>\nassistant: "
 
 
-def test_metrics_count(served: Served, client: openai.OpenAI) -> None:
-    def read() -> dict[str, float]:
-        with served.http() as http:
-            lines = http.get("/metrics").text.splitlines()
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+def read_metrics(served: Served) -> dict[str, float]:
+    with served.http() as http:
+        lines = http.get("/metrics").text.splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
-    before = read()
+
+def test_metrics_count(served: Served, client: openai.OpenAI) -> None:
+    before = read_metrics(served)
     ask(client)
     served.settle()
-    after = read()
+    after = read_metrics(served)
     assert after["zoo_generated_tokens_total"] - before["zoo_generated_tokens_total"] == 10
     assert after["zoo_prompt_tokens_total"] - before["zoo_prompt_tokens_total"] == 20
     for name, count in [("zoo_time_to_first_token_seconds", 1), ("zoo_inter_token_latency_seconds", 9)]:
@@ -241,6 +244,15 @@ def test_metrics_count(served: Served, client: openai.OpenAI) -> None:
     assert after["zoo_running_sequences"] == after["zoo_cache_usage_ratio"] == 0
     key = 'zoo_requests_total{path="/v1/chat/completions",status="200"}'
     assert after[key] - before.get(key, 0) == 1
+
+
+def test_metrics_know_of_an_end_before_the_client(
+    served: Served, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gauge = Worker._gauge
+    monkeypatch.setattr(Worker, "_gauge", lambda self, llm: (time.sleep(0.3), gauge(self, llm))[1])
+    ask(client, max_tokens=2)
+    assert read_metrics(served)["zoo_running_sequences"] == 0
 
 
 def test_what_an_assistant_said_goes_back_as_it_came(client: openai.OpenAI) -> None:

@@ -150,6 +150,7 @@ class Worker:
                     self._fail(llm, live, APIError(503, "the server shuts down"))
                 return False
             assert job is not None
+            ended = 0
             if command == "add":
                 for index, request in enumerate(job.requests):
                     request.begin()
@@ -159,8 +160,10 @@ class Worker:
                 for live in [live for live in self._live if live.job is job]:
                     llm.engine.stop(live.request.sequence, "abort")
                     self._live.remove(live)
-                    self._loop.call_soon_threadsafe(self._ended)
+                    ended += 1
             self._gauge(llm)
+            for _ in range(ended):
+                self._loop.call_soon_threadsafe(self._ended)
 
     def _step(self, llm: LLM) -> None:
         engine = llm.engine
@@ -176,6 +179,7 @@ class Worker:
                 self._fail(llm, live, _internal(error))
             return
         self._metrics.step(len(output.advanced), output.num_tokens)
+        pieces = []
         for live in [live for live in self._live if live.request.pending or live.request.sequence.error]:
             try:
                 piece = live.request.advance(engine)
@@ -185,8 +189,10 @@ class Worker:
             self._clock(live)
             if piece.finish_reason is not None:
                 self._live.remove(live)
+            pieces.append((live, piece))
+        self._gauge(llm)  # before anybody hears of an end, and asks
+        for live, piece in pieces:
             self._deliver(live, piece)
-        self._gauge(llm)
 
     def _fail(self, llm: LLM, live: _Live, error: APIError) -> None:
         llm.engine.stop(live.request.sequence, "abort")
