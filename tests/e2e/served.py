@@ -13,9 +13,18 @@ import httpx2
 import openai
 import uvicorn
 
+from zoo.engine.engine import StepOutput
 from zoo.llm import LLM
 from zoo.server.app import ServerOptions, Service, create_app
 from zoo.server.run import _Protocol, bind
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    """Wait until it is so. The time is for a machine that is busy with other things."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.01)
 
 
 @dataclass
@@ -46,15 +55,42 @@ class Served:
 
     def settle(self) -> None:
         """Wait until nothing runs."""
-        deadline = time.monotonic() + 20
-        while self.service.worker.pending or self.llm.engine.scheduler.has_work:
-            assert time.monotonic() < deadline, "the server does not come to rest"
-            time.sleep(0.01)
+        wait_for(lambda: not (self.service.worker.pending or self.llm.engine.scheduler.has_work), "it comes to rest")
+
+    @contextmanager
+    def held(self, after: int = 0) -> Iterator[threading.Event]:
+        """The engine takes `after` more steps, and the next when the block ends: what is to meet has time to arrive.
+
+        The event says that a step waits.
+        """
+        engine, step = self.llm.engine, self.llm.engine.step
+        patched = "step" in vars(engine)
+        go, waits, left = threading.Event(), threading.Event(), iter(range(after))
+
+        def held_step() -> StepOutput:
+            if next(left, None) is None:
+                waits.set()
+                go.wait()
+            return step()
+
+        engine.step = held_step  # type: ignore[method-assign]
+        try:
+            yield waits
+        finally:
+            if patched:
+                engine.step = step  # type: ignore[method-assign]
+            else:
+                del engine.step
+            go.set()
+
+    def news(self) -> bool:
+        """Whether the engine has been told something that it has not looked at, for example that a client is gone."""
+        return not self.service.worker._commands.empty()
 
 
 @contextmanager
 def serving(load: Callable[[], LLM], options: ServerOptions | None = None, *, name: str = "tiny") -> Iterator[Served]:
-    """A server for as long as the block lasts. It ends within seconds, whatever happened."""
+    """A server for as long as the block lasts. It ends, whatever happened."""
     service = Service(load, name, options or ServerOptions())
     listening = bind("127.0.0.1", 0)
     config = uvicorn.Config(
@@ -65,12 +101,9 @@ def serving(load: Callable[[], LLM], options: ServerOptions | None = None, *, na
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     thread.start()
     try:
-        deadline = time.monotonic() + 60
-        while service.worker.state == "loading" or not server.started:
-            assert time.monotonic() < deadline, "the server does not start"
-            time.sleep(0.01)
+        wait_for(lambda: service.worker.state != "loading" and server.started, "the server has started")
         yield Served(url, service)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive(), "the server does not end"

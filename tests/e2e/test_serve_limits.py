@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from e2e import served as served_module
-from e2e.served import Served, serving
+from e2e.served import Served, serving, wait_for
 from oracle.checkpoints import sample_ids
 from zoo import LLM
 from zoo.server import run as run_module
@@ -26,7 +26,7 @@ from zoo.server.guard import Access, Limits
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 USER: Any = [{"role": "user", "content": "the"}]
-LIMITS = Limits(body_bytes=100_000, body_s=1.0, request_s=20.0, requests=40)
+LIMITS = Limits(body_bytes=100_000, request_s=60.0, requests=40)
 
 
 @pytest.fixture(scope="module")
@@ -330,29 +330,30 @@ def test_the_documentation_needs_no_network(served: Served) -> None:
     assert "repetition_penalty" in page.text
 
 
-def raw(served: Served, data: bytes, seconds: float) -> bytes:
-    """What comes back for these bytes on a connection, until it is closed or the time is up."""
+def raw(served: Served, data: bytes, *, head: bool = False) -> bytes:
+    """What comes back for these bytes on a connection, until it is closed; `head`: until the head of an answer is here.
+
+    A minute without a byte is an error.
+    """
     port = int(served.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as link:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as link:
         link.sendall(data)
         out = b""
-        try:
-            while part := link.recv(65536):
-                out += part
-        except TimeoutError:
-            return out + b"<still open>"
+        while not (head and b"\r\n\r\n" in out) and (part := link.recv(65536)):
+            out += part
     return out
 
 
-def test_slow_clients(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_clients(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [b"POST /v1/completions HTTP/1.1", b"Host: localhost", b"Content-Type: application/json"]
     head = b"\r\n".join([*lines, b"Content-Length: 99", b"", b"{"])
-    started = time.monotonic()
-    assert b"408" in raw(served, head, 10).split(b"\r\n")[0]
-    assert time.monotonic() - started < 6
-    monkeypatch.setattr(run_module, "HEADER_S", 0.5)
-    for data in (b"", b"GET /health HTTP/1.1\r\nHost:"):
-        assert raw(served, data, 10) == b""
+    with serving(lambda: LLM.load(tiny.path), ServerOptions(limits=Limits(body_s=1.0))) as server:
+        answer = raw(server, head)
+        assert b"408" in answer.split(b"\r\n")[0]
+        assert b"the body did not come within 1 s" in answer
+        monkeypatch.setattr(run_module, "HEADER_S", 0.5)
+        for data in (b"", b"GET /health HTTP/1.1\r\nHost:"):
+            assert raw(server, data) == b""
 
 
 def test_a_client_that_does_not_read_its_stream(
@@ -367,46 +368,43 @@ def test_a_client_that_does_not_read_its_stream(
         return listening
 
     monkeypatch.setattr(served_module, "bind", small_buffers)
-    with serving(lambda: LLM.load(tiny.path), ServerOptions(limits=Limits(request_s=2))) as server:
+    with serving(lambda: LLM.load(tiny.path), ServerOptions(limits=Limits(request_s=5))) as server:
         free, port = server.free_blocks(), int(server.url.rpartition(":")[2])
         body = {"prompt": "the", "max_tokens": 240, "n": 16, "ignore_eos": True, "stream": True, "logprobs": 20}
         text = json.dumps(body).encode()
         head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
         with socket.socket() as link:
             link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            link.settimeout(10)
+            link.settimeout(60)
             link.connect(("127.0.0.1", port))
             link.sendall(f"{head}{len(text)}\r\n\r\n".encode() + text)
             assert link.recv(12) == b"HTTP/1.1 200"
             assert server.post(COMPLETIONS, {"prompt": "the", "max_tokens": 1}).status_code == 200
-            deadline = time.monotonic() + 10
-            while len(lines := [line for line in caplog.messages if COMPLETIONS in line]) < 2:
-                assert time.monotonic() < deadline, "the request does not end"
-                time.sleep(0.05)
+            wait_for(lambda: sum(COMPLETIONS in line for line in caplog.messages) == 2, "the request has ended")
             server.settle()
             assert server.free_blocks() == free
-        seconds = max(float(line.split()[3].rstrip("s")) for line in lines)
-        assert 2 <= seconds < 8, "it ended by itself: the answer is too small for this test"
+        seconds = max(float(line.split()[3].rstrip("s")) for line in caplog.messages if COMPLETIONS in line)
+        assert 5 <= seconds < 60, "it ended by itself: the answer is too small for this test"
 
 
 def test_garbage_instead_of_http(served: Served) -> None:
     for data in (b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"A" * 100_000 + b"\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
-        assert raw(served, data, 3).split(b" ")[1] in (b"400", b"403")
+        assert raw(served, data, head=True).split(b" ")[1] in (b"400", b"403")
     twice = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
-    assert raw(served, twice, 10).split(b" ")[1][:1] in (b"4", b"")
+    assert raw(served, twice, head=True).split(b" ")[1][:1] in (b"4", b"")
 
 
 def test_a_request_that_takes_too_long_ends(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(lambda: LLM.load(tiny.path), ServerOptions(limits=Limits(request_s=0.5))) as server:
+    with serving(lambda: LLM.load(tiny.path), ServerOptions(limits=Limits(request_s=2))) as server:
         engine = server.llm.engine
         step = engine.step
         monkeypatch.setattr(engine, "step", lambda: (time.sleep(0.1), step())[1])
         body = {"prompt": "the", "max_tokens": 200, "ignore_eos": True}
         error = refused(server.post(COMPLETIONS, body), 408)
-        assert "0.5 s" in error["message"]
+        assert "2 s" in error["message"]
         events = server.post(COMPLETIONS, {**body, "stream": True}).text.split("\n\n")
         assert len(events) > 2
-        assert "0.5 s" in json.loads(events[-2].removeprefix("data: "))["error"]["message"], "the last event says why"
+        assert "2 s" in json.loads(events[-2].removeprefix("data: "))["error"]["message"], "the last event says why"
         stream = server.client().completions.create(
             model="x", prompt="the", max_tokens=200, extra_body={"ignore_eos": True}, stream=True
         )
@@ -419,9 +417,11 @@ def test_too_many_requests_at_once(tiny: Any) -> None:
     with serving(lambda: LLM.load(tiny.path), ServerOptions(limits=Limits(requests=2))) as server:
         body = {"prompt": "the", "max_tokens": 200, "ignore_eos": True}
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda _: server.post(COMPLETIONS, body), range(8)))
-        codes = [answer.status_code for answer in answers]
-        assert set(codes) == {200, 429}
+            with server.held():
+                asked = [pool.submit(server.post, COMPLETIONS, body) for _ in range(8)]
+                wait_for(lambda: sum(one.done() for one in asked) == 6, "six are refused")
+            answers = [one.result() for one in asked]
+        assert sorted(answer.status_code for answer in answers) == [200] * 2 + [429] * 6
         assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 429)
 
 
