@@ -74,11 +74,15 @@ def load(model_path: str, options: dict[str, Any]) -> LLM:
     if not sys.stderr.isatty():
         return LLM.load(model_path, **options)
     from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
     from rich.text import Text
 
-    with Console(stderr=True).status(Text(f"loading {model_path}")) as status:
+    spinner = Spinner("dots", text=Text(f"loading {model_path}"), style="status.spinner")
 
-        def progress(what: str, done: int, total: int) -> None:
-            status.update(Text(f"{what} {model_path}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"))
+    def progress(what: str, done: int, total: int) -> None:
+        spinner.update(text=Text(f"{what} {model_path}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"))
 
+    # Console.status does the same, but draws nothing before its timer has run for the first time.
+    with Live(spinner, console=Console(stderr=True), refresh_per_second=12.5, transient=True):
         return LLM.load(model_path, progress=progress, **options)
