@@ -23,7 +23,7 @@ import pytest
 from markdown_it import MarkdownIt
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from e2e.served import Served, serving
+from e2e.served import Served, serving, wait_for
 from e2e.test_serve_process import process
 from zoo import LLM
 from zoo.engine.engine import Engine
@@ -34,6 +34,12 @@ from zoo.server.guard import Access
 CHAT = "/v1/chat/completions"
 PAPER = "rgb(253, 253, 252)", "rgb(23, 25, 27)"
 """The paper in the light and in the dark."""
+
+PATIENCE_MS = 60_000
+"""For a browser on a machine that is busy with other things. It waits no longer than it has to."""
+
+STEP_S = 0.2
+"""How long a step takes where an answer has to be watched."""
 
 
 def chromium() -> str:
@@ -50,7 +56,10 @@ def chromium() -> str:
 def browser() -> Iterator[Browser]:
     path = chromium()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu"], timeout=180_000
+        )
+        expect.set_options(timeout=PATIENCE_MS)
         yield browser
         browser.close()
 
@@ -77,7 +86,7 @@ class Tab:
             if message.type in ("error", "warning") and not (failed and self.requests_may_fail):
                 self.complaints.append(message.text)
 
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(PATIENCE_MS)
         self.page.on("console", console)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requested.append(request.url))
@@ -180,18 +189,15 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """When the engine's steps began: at most twenty a second."""
-    began: list[float] = []
+def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine takes at most five steps a second."""
     step = Engine.step
 
     def slow(self: Engine) -> Any:
-        began.append(time.monotonic())
-        time.sleep(0.05)
+        time.sleep(STEP_S)
         return step(self)
 
     monkeypatch.setattr(Engine, "step", slow)
-    return began
 
 
 def endless(tab: Tab) -> None:
@@ -214,7 +220,7 @@ def last_text(tab: Tab) -> str:
     return text
 
 
-def test_an_answer_streams(tab: Tab, served: Served, steps: list[float]) -> None:
+def test_an_answer_streams(tab: Tab, served: Served, slow_steps: None) -> None:
     endless(tab)
     expect(tab.page.locator("#model")).to_have_text("<b>tiny")
     tab.set(temperature="0", max_tokens="24")
@@ -233,31 +239,41 @@ def test_an_answer_streams(tab: Tab, served: Served, steps: list[float]) -> None
     figures = tab.turns().last.locator(".figures").inner_text()
     found = re.fullmatch(r"24 tokens · ([\d.]+) tokens/s · first after ([\d.]+) s", figures)
     assert found, figures
-    assert 5 < float(found[1]) < 20.5, "steps take 50 ms"
-    assert float(found[2]) >= 0.05
+    # Twice what the steps allow: a busy browser may notice the first token late, and so measure less than the time.
+    assert 0.1 / STEP_S < float(found[1]) < 2 / STEP_S
+    assert float(found[2]) >= STEP_S - 0.01
     expect(tab.turns().last.locator(".error")).to_have_text("The answer reached its limit of tokens.")
 
 
 @pytest.mark.parametrize("how", ["button", "key", "new chat", "leaving"])
 def test_stop_ends_the_work_of_the_server(
-    tab: Tab, served: Served, steps: list[float], how: str, caplog: pytest.LogCaptureFixture
+    tab: Tab, served: Served, slow_steps: None, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "zoo.server")
     endless(tab)
     tab.send("the theory")
     expect(tab.content).not_to_have_text("")
-    stopped = time.monotonic()
-    if how == "button":
-        tab.button("Stop").click()
-    elif how == "key":
-        tab.page.keyboard.press("Escape")
-    elif how == "new chat":
-        tab.button("New chat").click()
-    else:
-        tab.page.goto("about:blank")
+    with served.held() as waits:
+        wait_for(waits.is_set, "a step waits")
+        (sequence,) = served.llm.engine.scheduler.running
+        written = len(sequence.output_token_ids)
+        if how == "button":
+            tab.button("Stop").click()
+        elif how == "key":
+            tab.page.keyboard.press("Escape")
+        elif how == "new chat":
+            tab.button("New chat").click()
+        else:
+            tab.page.goto("about:blank")
+        wait_for(served.news, "the server hears of it")
     served.settle()
-    assert len([at for at in steps if at > stopped + 0.5]) <= 1
-    (line,) = [record.getMessage() for record in caplog.records if CHAT in record.getMessage()]
+    assert len(sequence.output_token_ids) <= written + 1
+
+    def lines() -> list[str]:
+        return [record.getMessage() for record in caplog.records if CHAT in record.getMessage()]
+
+    wait_for(lines, "the request is in the log")
+    (line,) = lines()
     assert "finish=abort" in line
     if how in ("button", "key"):
         tab.idle()
@@ -279,7 +295,7 @@ def test_the_demo_model_answers(smollm2: Path, open_page: Open) -> None:
         tab = open_page(server.url)
         tab.set(temperature="0", max_tokens="16")
         body = tab.send("Name the capital of France.")
-        expect(tab.content).to_contain_text("Paris", timeout=20_000)
+        expect(tab.content).to_contain_text("Paris")
         tab.idle()
         assert last_text(tab) == whole(server, body)
         tab.page.context.close()
@@ -564,12 +580,14 @@ def test_code_can_be_copied(tab: Tab, served: Served, script: Script) -> None:
     tab.send("x")
     tab.idle()
     expect(tab.content.locator("pre .bar span")).to_have_text("python")
-    for button, wanted in [
+    tab.page.evaluate("window.setTimeout = () => 0")  # "Copied" stays, however late somebody looks
+    copies = [
         (tab.content.get_by_role("button", name="Copy"), code),
         (tab.turns().last.locator(".foot").get_by_role("button", name="Copy"), f"Code:\n```python\n{code}\n```"),
-    ]:
+    ]
+    for number, (button, wanted) in enumerate(copies, 1):
         button.click()
-        expect(tab.button("Copied").last).to_be_visible()
+        expect(tab.button("Copied")).to_have_count(number)
         assert tab.page.evaluate("navigator.clipboard.readText()") == wanted
 
 
@@ -696,9 +714,9 @@ def test_the_policy_forbids_what_the_page_does_not_do(tab: Tab) -> None:
           fetch("https://evil.example/").catch(() => {});
         }"""
     )
-    tab.page.wait_for_function("violations.length >= 3")
-    assert set(tab.page.evaluate("violations")) >= {"img-src", "script-src-elem", "connect-src"}
+    tab.page.wait_for_function("['img-src', 'script-src-elem', 'connect-src'].every((one) => violations.includes(one))")
     assert tab.page.evaluate("window.bad ?? null") is None
+    tab.page.context.close()  # or the browser complains later
     tab.complaints.clear()
     tab.requested.clear()
 
