@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from zoo import hub
 from zoo.errors import ZooError
@@ -16,6 +17,12 @@ from zoo.settings import Settings
 
 # Read by torch when it is first imported, here and in every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# The same examples in every run, however long one takes; `--hypothesis-profile default` looks for new ones.
+settings.register_profile(
+    "zoo", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("zoo")
 
 
 def _pulled(name: str) -> Path:

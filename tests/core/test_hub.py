@@ -237,7 +237,7 @@ def test_two_pulls_of_one_name_run_pip_once(entry: CatalogueEntry, settings: Set
         threads = [threading.Thread(target=pull_demo, args=(entry, settings, each)) for each in notes]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not all("another zoo is pulling demo" in each.text for each in notes):
             assert time.monotonic() < deadline
             time.sleep(0.01)
