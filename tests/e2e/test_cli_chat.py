@@ -263,11 +263,13 @@ def test_a_conversation_on_a_terminal(terminal: Terminal) -> None:
     terminal.until(r"\(forgotten\)")
     counts = []
     for _ in range(2):
+        terminal.until("> ")
         terminal.type("Name the capital of France.\n")
         shown = terminal.until(r"\[(\d+) prompt tokens .*stop\]\r\n")
         assert "Paris" in shown
         counts.append(int(re.findall(r"\[(\d+) prompt", shown)[0]))
     assert counts[1] > counts[0] == 36  # the second prompt holds the first exchange too
+    terminal.until("> ")
     terminal.type("/reset\n")
     terminal.until(r"\(forgotten\)")
     terminal.until("> ")  # between prompts, the end of input may get lost as the terminal changes its mode

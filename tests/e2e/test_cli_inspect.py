@@ -231,7 +231,7 @@ def test_weights_are_not_read(call: Any, giant: Path, monkeypatch: pytest.Monkey
     inspect(call, giant)  # imports are not the subject
     started = time.perf_counter()
     report = inspect(call, giant)
-    assert time.perf_counter() - started < 2  # 0.1 s on a quiet machine; reading 100 GB takes a minute at the least
+    assert time.perf_counter() - started < 20  # 0.1 s on a quiet machine; reading 100 GB takes a minute at the least
     assert report["bytes"] > 100e9
     assert (report["context"], report["tokens"]) == (256, 320)
 

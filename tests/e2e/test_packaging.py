@@ -29,7 +29,7 @@ PACKAGES = [folder for folder in DISTRIBUTIONS if folder != ALL]
 
 def _pip(*arguments: str | Path) -> None:
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, arguments)]
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=900)
 
 
 @pytest.fixture(scope="session")
