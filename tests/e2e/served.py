@@ -40,11 +40,11 @@ class Served:
 
     def client(self, key: str = "none") -> openai.OpenAI:
         """The official client."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=300)
 
     def http(self) -> httpx2.Client:
         """A plain client."""
-        return httpx2.Client(base_url=self.url, timeout=60)
+        return httpx2.Client(base_url=self.url, timeout=300)
 
     def post(self, path: str, body: object, **headers: str) -> httpx2.Response:
         with self.http() as client:
@@ -94,7 +94,13 @@ def serving(load: Callable[[], LLM], options: ServerOptions | None = None, *, na
     service = Service(load, name, options or ServerOptions())
     listening = bind("127.0.0.1", 0)
     config = uvicorn.Config(
-        create_app(service), http=_Protocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=2
+        create_app(service),
+        http=_Protocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=2,
+        timeout_keep_alive=60,  # by default 5 s, after which a client may lose a request on a connection that closes
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)

@@ -201,7 +201,7 @@ def test_a_client_that_goes_stops_its_answer_within_a_step(served: Served) -> No
         body = {"prompt": sample_ids(6), "max_tokens": 240, "ignore_eos": True, "stream": stream}
 
         async def leave(waits: threading.Event, body: dict[str, Any] = body) -> None:
-            async with httpx2.AsyncClient(base_url=served.url, timeout=60) as client:
+            async with httpx2.AsyncClient(base_url=served.url, timeout=300) as client:
                 task = asyncio.ensure_future(client.post("/v1/completions", json=body))
                 await asyncio.to_thread(waits.wait, 60)
                 task.cancel()
@@ -272,7 +272,7 @@ def test_200_requests_with_aborts_and_disconnects(served: Served) -> None:
 
     async def all_of_them() -> list[str]:
         gate = asyncio.Semaphore(24)
-        async with httpx2.AsyncClient(base_url=served.url, timeout=60) as client:
+        async with httpx2.AsyncClient(base_url=served.url, timeout=300) as client:
             kinds = []
             for count in (50, 150):
                 kinds += await asyncio.gather(*(one(client, gate) for _ in range(count)))

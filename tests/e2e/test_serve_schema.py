@@ -15,7 +15,7 @@ from zoo import LLM
 from zoo.server.app import ServerOptions
 from zoo.server.guard import Limits
 
-SECONDS = 20.0
+SECONDS = 60.0
 EXAMPLES = 15
 OPERATIONS = [
     ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/tokenize"), ("POST", "/detokenize"),
