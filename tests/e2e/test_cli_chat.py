@@ -246,8 +246,7 @@ def terminal(smollm2: Path) -> Iterator[Terminal]:
 
 def test_loading_is_shown_on_a_terminal(tiny: Any) -> None:
     done = Terminal(["run", "x", "--model-path", str(tiny.path), "--max-tokens", "1"], TERM="xterm")
-    # A quick load may show nothing but its end.
-    assert re.search(r"load(ing)? /\S+", done.until(r"zoo: context 256 tokens"))
+    assert "loading" in done.until(r"zoo: context 256 tokens")
     assert done.wait() == 0
 
 
