@@ -3,6 +3,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -15,6 +19,7 @@ ZOO_DECLARE(scalar, ZOO_PERHAPS)
 ZOO_DECLARE(avx2, ZOO_PERHAPS)
 ZOO_DECLARE(avxvnni, ZOO_PERHAPS)
 ZOO_DECLARE(avx512, ZOO_PERHAPS)
+ZOO_DECLARE(amx, ZOO_PERHAPS)
 #elif defined(__aarch64__)
 ZOO_DECLARE(dotprod, ZOO_PERHAPS)
 ZOO_DECLARE(i8mm, ZOO_PERHAPS)
@@ -56,6 +61,22 @@ bool has_avx512() {
   const bool vnni = bit(c, 11), vbmi = bit(c, 1);
   return base && vnni && vbmi && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5);  // BF16
 }
+
+// The registers of tiles are large: Linux saves them only for a process that asked for it.
+bool tiles_granted() {
+#ifdef __linux__
+  constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, request, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_amx() {
+  unsigned a, b, c, d;
+  if (!has_avx512() || !saved(0x60000) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  return bit(d, 24) && bit(d, 25) && tiles_granted();  // TILE INT8
+}
 #elif defined(__aarch64__) && defined(__linux__)
 bool has_dotprod() {
   constexpr unsigned long needed = HWCAP_ASIMDDP | HWCAP_ASIMDHP;
@@ -69,6 +90,7 @@ bool has_i8mm() { return false; }
 
 const Isa ISAS[] = {
 #if defined(__x86_64__)
+    {"amx", has_amx, &amx::kernels},
     {"avx512", has_avx512, &avx512::kernels},
     {"avxvnni", has_avxvnni, &avxvnni::kernels},
     {"avx2", has_avx2, &avx2::kernels},

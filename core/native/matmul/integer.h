@@ -73,10 +73,10 @@ ZOO_INLINE const int16_t* centre_of(const ActBlock& x, int step) {
   return K::CENTRE == 32 ? x.centre16 + step / 4 * 2 : x.centre32;
 }
 
-// What a block of the integer sum `total` adds to the float32 sum of W rows.
+// What a block of the sum `total`, an integer, adds to the float32 sum of W rows.
 template <class K>
-ZOO_INLINE VF scaled(VF sum, VI total, const Head<K>& block, const ActBlock& x) {
-  sum = fma(to_float(total), mul(block.scale, splat(&x.scale)), sum);
+ZOO_INLINE VF scaled(VF sum, VF total, const Head<K>& block, const ActBlock& x) {
+  sum = fma(total, mul(block.scale, splat(&x.scale)), sum);
   if constexpr (K::MINS == 1) sum = fma(block.min[0], splat(&x.sum32), sum);
   if constexpr (K::MINS == 2) {
     sum = fma(block.min[0], splat(&x.sum16[0]), sum);
@@ -128,7 +128,7 @@ ZOO_INLINE void tile_times_tokens(P rows, int64_t cols, const ActBlock* const* t
           products[t].template step<j>(w, splat_word(x[t][i].q + 4 * j), head.factor_of(j), centre_of<K>(x[t][i], j));
         });
       });
-      repeat<T>([&](auto t) ZOO_INLINE_LAMBDA { sums[t] = scaled(sums[t], products[t].total(), head, x[t][i]); });
+      repeat<T>([&](auto t) ZOO_INLINE_LAMBDA { sums[t] = scaled(sums[t], to_float(products[t].total()), head, x[t][i]); });
     });
     rows.advance(F::BYTES);
     next += F::BYTES * W;
@@ -136,14 +136,14 @@ ZOO_INLINE void tile_times_tokens(P rows, int64_t cols, const ActBlock* const* t
   }
 }
 
-// A unit of W rows -> BLOCKS blocks, ROW_GROUPS apart.
-template <class F, class P>
+// A unit of W rows -> BLOCKS blocks, APART from one to the next.
+template <class F, int APART, class P>
 ZOO_INLINE void fill_panel(const P& rows, const uint8_t* next, Block<typename F::Kind>* panel) {
   typename F::template Unit<P> unit;
   unit.read(rows);
   repeat<F::BLOCKS>([&](auto i) ZOO_INLINE_LAMBDA {
     fetch_ahead<F, i>(next);
-    Block<typename F::Kind>& block = panel[i * ROW_GROUPS];
+    Block<typename F::Kind>& block = panel[i * APART];
     static_cast<Head<typename F::Kind>&>(block) = head_of<F, i>(unit, rows);
     repeat<8>([&](auto j) ZOO_INLINE_LAMBDA { block.q[j] = F::Kind::stored(unit.template quad<i, j>()); });
   });
@@ -173,7 +173,7 @@ void panel_times_tokens(const Block<K>* panel, int64_t count, const ActBlock* co
       repeat<T>([&](auto t) ZOO_INLINE_LAMBDA {
         repeat<TOGETHER>([&](auto g) ZOO_INLINE_LAMBDA {
           float* sum = sums + (t * ROW_GROUPS + first + g) * W;
-          store_f(sum, scaled(load_f(sum), products[t][g].total(), blocks[g], *x[t]));
+          store_f(sum, scaled(load_f(sum), to_float(products[t][g].total()), blocks[g], *x[t]));
         });
       });
     }
@@ -248,27 +248,42 @@ void integer_many(const Rows& rows, const Tokens& tokens, const Output& y, uint8
         P p(tile.data, tile.stride);
         p.advance(from / F::BLOCKS * F::BYTES);
         for (int64_t i = 0; i < count; i += F::BLOCKS, p.advance(F::BYTES), next += F::BYTES * W) {
-          fill_panel<F>(p, next, panel + i * ROW_GROUPS + g);
+          fill_panel<F, ROW_GROUPS>(p, next, panel + i * ROW_GROUPS + g);
         }
       }
       panel_times_all<K, INT_TOKENS>(panel, from, count, tokens, 0, sums);
     }
-    for (int g = 0; g < ROW_GROUPS; g++) {
-      const RowTile tile = rows.tile(row + g * rows.step);
-      for (int64_t t = 0; t < tokens.count; t++) y.write(t, tile, sums + (t * ROW_GROUPS + g) * W);
-    }
+    RowTile to[ROW_GROUPS];
+    for (int g = 0; g < ROW_GROUPS; g++) to[g] = rows.tile(row + g * rows.step);
+    for (int64_t t = 0; t < tokens.count; t++)
+      for (int g = 0; g < ROW_GROUPS; g++) y.write(t, to[g], sums + (t * ROW_GROUPS + g) * W);
   }
 }
 
+}  // namespace zoo::ZOO_ISA
+
+#ifdef __AMX_INT8__
+#include "simd/amx.h"
+#endif
+
+namespace zoo::ZOO_ISA {
+
 // Bytes that a thread needs for m tokens: a panel, and the sums of its rows.
 template <class F>
-size_t integer_scratch(const Weight&, int64_t m) {
-  return m <= FEW_TOKENS ? 0 : PANEL_BYTES<F> + static_cast<size_t>(m) * ROW_GROUPS * W * sizeof(float);
+size_t integer_scratch([[maybe_unused]] const Weight& weight, int64_t m) {
+  if (m <= FEW_TOKENS) return 0;
+#ifdef __AMX_INT8__
+  if (m >= TILES_FROM) return tiles_scratch<F>(weight, m);
+#endif
+  return PANEL_BYTES<F> + static_cast<size_t>(m) * ROW_GROUPS * W * sizeof(float);
 }
 
 template <class F, class P>
 void integer_rows(const Rows& rows, const Tokens& tokens, const Output& y, uint8_t* scratch) {
   if (tokens.count == 1) return integer_few<F, P, 1>(rows, tokens, y);
+#ifdef __AMX_INT8__
+  if (tokens.count >= TILES_FROM) return integer_tiles<F, P>(rows, tokens, y, scratch);
+#endif
   if (tokens.count > FEW_TOKENS) return integer_many<F, P>(rows, tokens, y, scratch);
   if (tokens.count == 2) return integer_few<F, P, FEW_TOKENS < 2 ? FEW_TOKENS : 2>(rows, tokens, y);
   integer_few<F, P, FEW_TOKENS>(rows, tokens, y);

@@ -69,7 +69,18 @@ struct Output {
   const float* bias;
 
   // sums: the W lanes of a tile.
-  __attribute__((noinline)) void write(int64_t token, const RowTile& tile, const float* sums) const {
+  ZOO_INLINE void write(int64_t token, const RowTile& tile, const float* sums) const {
+    if (tile.count == W) {
+      const VF whole = load_f(sums);
+      // times one, for vectors have no sum of floats: it rounds as the sum does
+      store_f(y + token * ldy + tile.row, bias ? fma(load_f(bias + tile.row), constant(1), whole) : whole);
+    } else {
+      write_part(token, tile, sums);
+    }
+  }
+
+ private:
+  __attribute__((noinline)) void write_part(int64_t token, const RowTile& tile, const float* sums) const {
     float* out = y + token * ldy + tile.row;
     for (int i = 0; i < tile.count; i++) out[i] = sums[tile.lane + i] + (bias ? bias[tile.row + i] : 0.0f);
   }

@@ -39,7 +39,7 @@ void panel_times_pairs(const Block<K>* panel, int64_t count, const ActBlock* con
           total[0] = vmlaq_s32(total[0], total[1], vreinterpretq_s32_u32(block.factor[1]));
         }
         float* sum = sums + (t * ROW_GROUPS + g) * W;
-        store_f(sum, scaled(load_f(sum), vreinterpretq_u32_s32(total[0]), block, *x[t]));
+        store_f(sum, scaled(load_f(sum), to_float(vreinterpretq_u32_s32(total[0])), block, *x[t]));
       });
     }
     repeat<T>([&](auto t) ZOO_INLINE_LAMBDA { x[t]++; });

@@ -1,0 +1,155 @@
+// Products of many tokens by the tile instructions of AMX: 16 rows x 32 columns times 32 columns x 16 tokens in one. The
+// sums of integers are exact, and what follows them is as everywhere, so the bits are those of one token alone.
+#pragma once
+
+namespace zoo::ZOO_ISA {
+
+constexpr int TILE_TOKENS = 16;
+constexpr int64_t TILES_FROM = 6;  // fewer tokens take less time one by one
+constexpr int64_t TILE_GROUPS = 8;  // groups of W rows that share a copy of the tokens
+constexpr int64_t TILE_BLOCKS = 24;  // 768 columns: those of 16 tokens and 16 rows stay in a first-level cache
+constexpr int64_t TILE_CACHE = 1 << 20;  // bytes of tokens that stay in a second-level cache, half of what these processors have
+
+// Sums with a factor of their own, of 32 columns or of 16 each.
+template <class K>
+constexpr int TILE_PARTS = K::FACTORS == 2 ? 2 : 1;
+
+struct alignas(64) TileShapes {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t row_bytes[16];
+  uint8_t rows[16];
+};
+
+// Tiles 0, 1: sums [16 tokens][16 rows]; 2, 3: columns of tokens; 4, 5: columns of rows, four to a word. Not on the stack:
+// GCC 12 believes that the instruction reads eight bytes of it, and drops the rest.
+template <class K>
+constexpr TileShapes TILE_SHAPES = {
+    1, 0, {}, {64, 64, 32 / TILE_PARTS<K>, 32 / TILE_PARTS<K>, 64, 64}, {16, 16, 16, 16, 8 / TILE_PARTS<K>, 8 / TILE_PARTS<K>}};
+
+// 32 columns of 16 tokens.
+struct TokenTile {
+  ActBlock x[TILE_TOKENS];
+};
+
+template <class K>
+ZOO_INLINE void tile_products(const Block<K>& block, const TokenTile& tokens, int32_t* sums) {
+  _tile_zero(0);
+  _tile_loadd(2, tokens.x[0].q, sizeof(ActBlock));
+  _tile_loadd(4, block.q, 64);
+  _tile_dpbsud(0, 2, 4);
+  _tile_stored(0, sums, 64);
+  if constexpr (TILE_PARTS<K> == 2) {
+    _tile_zero(1);
+    _tile_loadd(3, tokens.x[0].q + 16, sizeof(ActBlock));
+    _tile_loadd(5, block.q + 4, 64);
+    _tile_dpbsud(1, 3, 5);
+    _tile_stored(1, sums + 256, 64);
+  }
+}
+
+// The sums of a block and of token t, as Products::total has them, turned to float. With two factors each product is an
+// integer below 2^24, and their sum is rounded once, as the integers' would be.
+template <class K>
+ZOO_INLINE VF tile_total(const int32_t* sums, const VF* factors, const ActBlock& x, int t) {
+  const auto part = [&](int i) ZOO_INLINE_LAMBDA {
+    const VI sum = load(sums + 256 * i + 16 * t);
+    if constexpr (K::CENTRE == 0) return to_float(sum);
+    else return to_float(add(sum, splat_word(centre_of<K>(x, 4 * i))));
+  };
+  if constexpr (TILE_PARTS<K> == 1) return part(0);
+  else return fma(part(1), factors[1], mul(part(0), factors[0]));
+}
+
+// `count` blocks of W rows against 16 tokens. `sums` [16][W] is added to. A block is multiplied while the sums of the one
+// before are scaled.
+template <class K>
+void tile_times_panel(const Block<K>* panel, int64_t count, const TokenTile* tokens, float* sums) {
+  alignas(64) int32_t products[2][256 * TILE_PARTS<K>];
+  VF totals[TILE_TOKENS];
+  repeat<TILE_TOKENS>([&](auto t) ZOO_INLINE_LAMBDA { totals[t] = load_f(sums + t * W); });
+  tile_products<K>(panel[0], tokens[0], products[0]);
+  for (int64_t i = 0; i < count; i++) {
+    if (i + 1 < count) tile_products<K>(panel[i + 1], tokens[i + 1], products[(i + 1) % 2]);
+    VF factors[TILE_PARTS<K>];
+    if constexpr (TILE_PARTS<K> == 2) repeat<2>([&](auto f) ZOO_INLINE_LAMBDA { factors[f] = to_float(panel[i].factor[f]); });
+    repeat<TILE_TOKENS>([&](auto t) ZOO_INLINE_LAMBDA {
+      const ActBlock& x = tokens[i].x[t];
+      totals[t] = scaled(totals[t], tile_total<K>(products[i % 2], factors, x, t), panel[i], x);
+    });
+  }
+  repeat<TILE_TOKENS>([&](auto t) ZOO_INLINE_LAMBDA { store_f(sums + t * W, totals[t]); });
+}
+
+ZOO_INLINE VI sum_pairs_of_centres(VI block) {
+  constexpr __mmask16 words = 7 << offsetof(ActBlock, centre32) / 4;
+  return _mm512_mask_mov_epi32(block, words, pair_sum(block));
+}
+
+// Tokens first .. first + 15 from block `from` on; after the last token the last again.
+inline void gather_tile(const Tokens& tokens, int64_t first, int64_t from, int64_t count, TokenTile* to) {
+  for (int64_t i = 0; i < TILE_TOKENS; i++) {
+    const ActBlock* x = tokens.int8(first + i < tokens.count ? first + i : tokens.count - 1) + from;
+    // The two halves of a centre are added here, for all rows.
+    for (int64_t b = 0; b < count; b++) store(&to[b].x[i], sum_pairs_of_centres(load(x + b)));
+  }
+  asm volatile("" ::: "memory");  // the compiler does not know that tiles are read from memory
+}
+
+template <class K>
+constexpr size_t TILE_PANEL_BYTES = sizeof(Block<K>) * TILE_GROUPS * TILE_BLOCKS;
+
+// Tiles of tokens that stay in a second-level cache while panel after panel passes by.
+inline int64_t tiles_together(int64_t cols, int64_t m) {
+  const int64_t all = (m + TILE_TOKENS - 1) / TILE_TOKENS;
+  const int64_t fit = TILE_CACHE / (TILE_TOKENS * cols / 32 * static_cast<int64_t>(sizeof(ActBlock)));
+  return fit < 4 ? (all < 4 ? all : 4) : fit < all ? fit : all;
+}
+
+// A panel, 16 tokens, and the sums [tiles of tokens][TILE_GROUPS][16][W].
+template <class F>
+size_t tiles_scratch(const Weight& weight, int64_t m) {
+  const size_t sums = static_cast<size_t>(tiles_together(weight.cols, m) * TILE_GROUPS * TILE_TOKENS * W) * sizeof(float);
+  return TILE_PANEL_BYTES<typename F::Kind> + sizeof(TokenTile) * TILE_BLOCKS + sums;
+}
+
+template <class F, class P>
+void integer_tiles(const Rows& rows, const Tokens& tokens, const Output& y, uint8_t* scratch) {
+  using K = typename F::Kind;
+  auto* panel = reinterpret_cast<Block<K>*>(scratch);
+  auto* tile = reinterpret_cast<TokenTile*>(scratch + TILE_PANEL_BYTES<K>);
+  auto* sums = reinterpret_cast<float*>(tile + TILE_BLOCKS);
+  const int64_t blocks = rows.weight.cols / 32, together = tiles_together(tokens.cols, tokens.count) * TILE_TOKENS;
+  _tile_loadconfig(&TILE_SHAPES<K>);
+  for (int64_t first = 0; first < tokens.count; first += together) {
+    const int64_t last = first + together < tokens.count ? first + together : tokens.count;
+    for (int64_t row = rows.low; row < rows.high; row += TILE_GROUPS * rows.step) {
+      const int64_t left = (rows.high - row + rows.step - 1) / rows.step, groups = left < TILE_GROUPS ? left : TILE_GROUPS;
+      const uint8_t* next = rows.tile(row + groups * rows.step).data;
+      RowTile from_rows[TILE_GROUPS];
+      for (int64_t g = 0; g < groups; g++) from_rows[g] = rows.tile(row + g * rows.step);
+      __builtin_memset(sums, 0, static_cast<size_t>(together * TILE_GROUPS * W) * sizeof(float));
+      for (int64_t from = 0; from < blocks; from += TILE_BLOCKS) {
+        const int64_t count = blocks - from < TILE_BLOCKS ? blocks - from : TILE_BLOCKS;
+        for (int64_t g = 0; g < groups; g++) {
+          P p(from_rows[g].data, from_rows[g].stride);
+          p.advance(from / F::BLOCKS * F::BYTES);
+          for (int64_t i = 0; i < count; i += F::BLOCKS, p.advance(F::BYTES), next += F::BYTES * W)
+            fill_panel<F, 1>(p, next, panel + g * TILE_BLOCKS + i);
+        }
+        for (int64_t t = first; t < last; t += TILE_TOKENS) {
+          gather_tile(tokens, t, from, count, tile);
+          for (int64_t g = 0; g < groups; g++)
+            tile_times_panel<K>(panel + g * TILE_BLOCKS, count, tile, sums + ((t - first) * TILE_GROUPS + g * TILE_TOKENS) * W);
+        }
+      }
+      for (int64_t t = first; t < last; t++)
+        for (int64_t g = 0; g < groups; g++) {
+          const int64_t i = t - first, place = (i / TILE_TOKENS * TILE_GROUPS + g) * TILE_TOKENS + i % TILE_TOKENS;
+          y.write(t, from_rows[g], sums + place * W);
+        }
+    }
+  }
+  _tile_release();
+}
+
+}  // namespace zoo::ZOO_ISA
