@@ -136,16 +136,16 @@ ZOO_INLINE void tile_times_tokens(P rows, int64_t cols, const ActBlock* const* t
   }
 }
 
-// A unit of W rows -> BLOCKS blocks, APART from one to the next.
-template <class F, int APART, class P>
-ZOO_INLINE void fill_panel(const P& rows, const uint8_t* next, Block<typename F::Kind>* panel) {
+// A unit of W rows -> BLOCKS blocks, APART from one to the next; `stored` says how a quad is kept.
+template <class F, int APART, class P, class S>
+ZOO_INLINE void fill_panel(const P& rows, const uint8_t* next, Block<typename F::Kind>* panel, S&& stored) {
   typename F::template Unit<P> unit;
   unit.read(rows);
   repeat<F::BLOCKS>([&](auto i) ZOO_INLINE_LAMBDA {
     fetch_ahead<F, i>(next);
     Block<typename F::Kind>& block = panel[i * APART];
     static_cast<Head<typename F::Kind>&>(block) = head_of<F, i>(unit, rows);
-    repeat<8>([&](auto j) ZOO_INLINE_LAMBDA { block.q[j] = F::Kind::stored(unit.template quad<i, j>()); });
+    repeat<8>([&](auto j) ZOO_INLINE_LAMBDA { block.q[j] = stored(unit.template quad<i, j>()); });
   });
 }
 
@@ -248,7 +248,7 @@ void integer_many(const Rows& rows, const Tokens& tokens, const Output& y, uint8
         P p(tile.data, tile.stride);
         p.advance(from / F::BLOCKS * F::BYTES);
         for (int64_t i = 0; i < count; i += F::BLOCKS, p.advance(F::BYTES), next += F::BYTES * W) {
-          fill_panel<F, ROW_GROUPS>(p, next, panel + i * ROW_GROUPS + g);
+          fill_panel<F, ROW_GROUPS>(p, next, panel + i * ROW_GROUPS + g, K::stored);
         }
       }
       panel_times_all<K, INT_TOKENS>(panel, from, count, tokens, 0, sums);

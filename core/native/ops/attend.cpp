@@ -46,6 +46,7 @@ Rows attend_unit(const Attend& op, const Work& work, const Unit& unit, Worker& w
   Rows rows = make_rows(reinterpret_cast<float*>(worker.local), unit.tokens * work.group, op.head_dim, op.v_dim);
   rows.window = op.window;
   rows.softcap = op.softcap;
+  rows.alone = work.length(unit.sequence) == 1;
   for (int64_t r = 0; r < rows.count; ++r) {
     const int64_t token = unit.first + r / work.group, head = unit.lane * work.group + r % work.group;
     rotation.turn(op.q + token * op.q_token + head * op.q_head, token, op.head_dim, op.scale, rows.q + r * rows.key_padded);

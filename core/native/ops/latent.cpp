@@ -62,6 +62,7 @@ void run_absorbed(const AttendLatent& op, Worker& worker) {
   for (int64_t index = worker.next(); index < units; index = worker.next()) {
     const Unit unit = cursor.find(work, index);
     Rows rows = make_rows(reinterpret_cast<float*>(worker.local), unit.tokens * work.group, row_width(op), op.rank);
+    rows.alone = work.length(unit.sequence) == 1;
     for (int64_t r = 0; r < rows.count; ++r) {
       const int64_t token = unit.first + r / work.group;
       load_query(op, token, unit.lane * work.group + r % work.group, op.rank, rows.q + r * rows.key_padded);

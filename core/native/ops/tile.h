@@ -10,7 +10,7 @@
 namespace zoo::ZOO_ISA::ops {
 
 constexpr int KEYS = 64;      // keys of a block
-constexpr int DIRECT = 4;     // rows that read the cache as it is; more rows share an unpacked copy of a block
+constexpr int DIRECT = 4;     // rows of a lone token that read the cache as it is; others share an unpacked copy of a block
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 
 template <int STEP>
@@ -33,7 +33,68 @@ inline vf sum_each(vf* v) {
   return v[0];
 }
 
-// scores[r, j] = q[r] . key j for R rows and KEYS keys; `width` is a multiple of VL.
+// n elements, zeros beyond.
+template <class E>
+inline vf part_of(const typename E::type* from, int64_t n) {
+  alignas(64) float lanes[VL] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = E::one(from[i]);
+  return load(lanes);
+}
+
+// VL vectors of VL lanes, each lane with its vector exchanged.
+inline void transpose(vf* v) {
+  const auto exchange = [&](auto distance) {
+    constexpr int STEP = distance;
+    vi low, high;
+    for (int i = 0; i < VL; ++i) {
+      low[i] = i & STEP ? VL + i - STEP : i;
+      high[i] = i & STEP ? VL + i : i + STEP;
+    }
+    for (int i = 0; i < VL; ++i) {
+      if (i & STEP) continue;
+      const vf a = v[i], b = v[i + STEP];
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i + STEP] = __builtin_shuffle(a, b, high);
+    }
+  };
+  exchange(std::integral_constant<int, 1>{});
+  exchange(std::integral_constant<int, 2>{});
+  if constexpr (VL >= 8) exchange(std::integral_constant<int, 4>{});
+  if constexpr (VL >= 16) exchange(std::integral_constant<int, 8>{});
+}
+
+// Keys as columns: to [width, KEYS].
+template <class E>
+inline void unpack_keys(const typename E::type* const* keys, int64_t width, float* to) {
+  for (int64_t h = 0; h < width; h += VL) {
+    const int64_t part = width - h < VL ? width - h : VL;
+    for (int j = 0; j < KEYS; j += VL) {
+      vf v[VL];
+      for (int i = 0; i < VL; ++i) v[i] = part == VL ? E::at(keys[j + i] + h) : part_of<E>(keys[j + i] + h, part);
+      transpose(v);
+      for (int64_t i = 0; i < part; ++i) store(to + (h + i) * KEYS + j, v[i]);
+    }
+  }
+}
+
+// scores[r, j] = q[r] . key j for R rows and KEYS keys as columns: a lane has a key, so nothing is summed across.
+template <int R>
+inline void score_columns(const float* q, int64_t ldq, const float* keys, int64_t width, float* scores) {
+  constexpr int BLOCK = VL >= 16 ? 4 : 2;  // as many sums as there are registers for
+  for (int j = 0; j < KEYS; j += BLOCK * VL) {
+    vf total[R][BLOCK] = {};
+    for (int64_t h = 0; h < width; ++h) {
+      vf key[BLOCK];
+      for (int b = 0; b < BLOCK; ++b) key[b] = load(keys + h * KEYS + j + b * VL);
+      for (int r = 0; r < R; ++r)
+        for (int b = 0; b < BLOCK; ++b) total[r][b] += key[b] * q[r * ldq + h];
+    }
+    for (int r = 0; r < R; ++r)
+      for (int b = 0; b < BLOCK; ++b) store(scores + r * KEYS + j + b * VL, total[r][b]);
+  }
+}
+
+// The same for keys as they lie in the cache; `width` is a multiple of VL.
 template <class E, int R>
 inline void score(const float* q, int64_t ldq, const typename E::type* const* keys, int64_t width, float* scores) {
   for (int j = 0; j < KEYS; j += VL) {
@@ -96,6 +157,7 @@ struct Pages {
 // Rows of queries with the state of their softmax. Row r sees keys first(r) <= j <= last[r].
 struct Rows {
   int count;
+  bool alone;                              // the rows of a sequence's only new token
   int64_t key_width, value_width;          // as in the cache
   int64_t key_padded, value_padded;        // rounded up to VL
   float* q;                                // [count, key_padded], scaled, zeros beyond key_width
@@ -158,6 +220,12 @@ inline void by_fours(int count, Use use) {
   if (count - r == 1) use(std::integral_constant<int, 1>{}, r);
 }
 
+inline void score_rows(const Rows& rows, const float* columns) {
+  by_fours(rows.count, [&](auto together, int r) {
+    score_columns<together>(rows.q + r * rows.key_padded, rows.key_padded, columns, rows.key_width, rows.scores + r * KEYS);
+  });
+}
+
 template <class E>
 inline void score_rows(const Rows& rows, const typename E::type* const* keys) {
   by_fours(rows.count, [&](auto together, int r) {
@@ -214,10 +282,11 @@ inline void soften(Rows& rows, int64_t start) {
 // position `origin`; begin - origin is a multiple of KEYS.
 template <class E>
 inline void attend_keys(Rows& rows, const Pages<E>& pages, int64_t begin, int64_t end, int64_t origin = 0) {
+  // Not by the number of rows alone: a token's bits would depend on how many others its tile has.
   const bool aligned = rows.key_width == rows.key_padded && rows.value_width == rows.value_padded;
-  const bool direct = aligned && (rows.count <= DIRECT || std::is_same_v<E, Full>);
+  const bool direct = rows.alone && rows.count <= DIRECT && aligned;
   const typename E::type *keys[KEYS], *values[KEYS];
-  const float *wide_keys[KEYS], *wide_values[KEYS];
+  const float* wide_values[KEYS];
   for (int64_t start = begin; start < end; start += KEYS) {
     const int n = static_cast<int>(end - start < KEYS ? end - start : KEYS);
     for (int j = 0; j < KEYS; ++j) {
@@ -231,16 +300,13 @@ inline void attend_keys(Rows& rows, const Pages<E>& pages, int64_t begin, int64_
       mix_rows<E>(rows, values, n);
       continue;
     }
+    unpack_keys<E>(keys, rows.key_width, rows.unpacked_keys);
+    score_rows(rows, rows.unpacked_keys);
+    soften(rows, start);
     for (int j = 0; j < n; ++j) {
-      unpack<E>(keys[j], rows.key_width, rows.key_padded, rows.unpacked_keys + j * rows.key_padded);
+      wide_values[j] = rows.unpacked_values + j * rows.value_padded;
       unpack<E>(values[j], rows.value_width, rows.value_padded, rows.unpacked_values + j * rows.value_padded);
     }
-    for (int j = 0; j < KEYS; ++j) {
-      wide_keys[j] = rows.unpacked_keys + (j < n ? j : n - 1) * rows.key_padded;
-      wide_values[j] = rows.unpacked_values + (j < n ? j : n - 1) * rows.value_padded;
-    }
-    score_rows<Full>(rows, wide_keys);
-    soften(rows, start);
     mix_rows<Full>(rows, wide_values, n);
   }
 }

@@ -6,8 +6,8 @@ namespace zoo::ZOO_ISA {
 
 constexpr int TILE_TOKENS = 16;
 constexpr int64_t TILES_FROM = 6;  // fewer tokens take less time one by one
-constexpr int64_t TILE_GROUPS = 8;  // groups of W rows that share a copy of the tokens
-constexpr int64_t TILE_BLOCKS = 24;  // 768 columns: those of 16 tokens and 16 rows stay in a first-level cache
+constexpr int64_t TILE_GROUPS = 16;  // groups of W rows that share a copy of the tokens
+constexpr int64_t TILE_BLOCKS = 16;  // 512 columns: those of 16 tokens and 16 rows stay in a first-level cache
 constexpr int64_t TILE_CACHE = 1 << 20;  // bytes of tokens that stay in a second-level cache, half of what these processors have
 
 // Sums with a factor of their own, of 32 columns or of 16 each.
@@ -31,33 +31,47 @@ struct TokenTile {
   ActBlock x[TILE_TOKENS];
 };
 
+// A unit of W rows -> BLOCKS blocks. A centre is taken off here, for tiles multiply signed bytes as well.
+template <class F, class P>
+ZOO_INLINE void fill_tiles(const P& rows, const uint8_t* next, Block<typename F::Kind>* panel) {
+  using K = typename F::Kind;
+  fill_panel<F, 1>(rows, next, panel, [](VI q) ZOO_INLINE_LAMBDA {
+    return K::CENTRE ? _mm512_sub_epi8(q, word(0x01010101u * K::CENTRE)) : K::stored(q);
+  });
+}
+
+template <class K>
+ZOO_INLINE void multiply_tiles() {
+  if constexpr (K::CENTRE != 0) _tile_dpbssd(0, 2, 4);
+  else _tile_dpbsud(0, 2, 4);
+  if constexpr (TILE_PARTS<K> == 2) {
+    if constexpr (K::CENTRE != 0) _tile_dpbssd(1, 3, 5);
+    else _tile_dpbsud(1, 3, 5);
+  }
+}
+
 template <class K>
 ZOO_INLINE void tile_products(const Block<K>& block, const TokenTile& tokens, int32_t* sums) {
   _tile_zero(0);
   _tile_loadd(2, tokens.x[0].q, sizeof(ActBlock));
   _tile_loadd(4, block.q, 64);
-  _tile_dpbsud(0, 2, 4);
-  _tile_stored(0, sums, 64);
   if constexpr (TILE_PARTS<K> == 2) {
     _tile_zero(1);
     _tile_loadd(3, tokens.x[0].q + 16, sizeof(ActBlock));
     _tile_loadd(5, block.q + 4, 64);
-    _tile_dpbsud(1, 3, 5);
-    _tile_stored(1, sums + 256, 64);
   }
+  multiply_tiles<K>();
+  _tile_stored(0, sums, 64);
+  if constexpr (TILE_PARTS<K> == 2) _tile_stored(1, sums + 256, 64);
 }
 
 // The sums of a block and of token t, as Products::total has them, turned to float. With two factors each product is an
 // integer below 2^24, and their sum is rounded once, as the integers' would be.
 template <class K>
-ZOO_INLINE VF tile_total(const int32_t* sums, const VF* factors, const ActBlock& x, int t) {
-  const auto part = [&](int i) ZOO_INLINE_LAMBDA {
-    const VI sum = load(sums + 256 * i + 16 * t);
-    if constexpr (K::CENTRE == 0) return to_float(sum);
-    else return to_float(add(sum, splat_word(centre_of<K>(x, 4 * i))));
-  };
-  if constexpr (TILE_PARTS<K> == 1) return part(0);
-  else return fma(part(1), factors[1], mul(part(0), factors[0]));
+ZOO_INLINE VF tile_total(const int32_t* sums, const VF* factors, int t) {
+  const VF first = to_float(load(sums + 16 * t));
+  if constexpr (TILE_PARTS<K> == 1) return first;
+  else return fma(to_float(load(sums + 256 + 16 * t)), factors[1], mul(first, factors[0]));
 }
 
 // `count` blocks of W rows against 16 tokens. `sums` [16][W] is added to. A block is multiplied while the sums of the one
@@ -74,23 +88,17 @@ void tile_times_panel(const Block<K>* panel, int64_t count, const TokenTile* tok
     if constexpr (TILE_PARTS<K> == 2) repeat<2>([&](auto f) ZOO_INLINE_LAMBDA { factors[f] = to_float(panel[i].factor[f]); });
     repeat<TILE_TOKENS>([&](auto t) ZOO_INLINE_LAMBDA {
       const ActBlock& x = tokens[i].x[t];
-      totals[t] = scaled(totals[t], tile_total<K>(products[i % 2], factors, x, t), panel[i], x);
+      totals[t] = scaled(totals[t], tile_total<K>(products[i % 2], factors, t), panel[i], x);
     });
   }
   repeat<TILE_TOKENS>([&](auto t) ZOO_INLINE_LAMBDA { store_f(sums + t * W, totals[t]); });
-}
-
-ZOO_INLINE VI sum_pairs_of_centres(VI block) {
-  constexpr __mmask16 words = 7 << offsetof(ActBlock, centre32) / 4;
-  return _mm512_mask_mov_epi32(block, words, pair_sum(block));
 }
 
 // Tokens first .. first + 15 from block `from` on; after the last token the last again.
 inline void gather_tile(const Tokens& tokens, int64_t first, int64_t from, int64_t count, TokenTile* to) {
   for (int64_t i = 0; i < TILE_TOKENS; i++) {
     const ActBlock* x = tokens.int8(first + i < tokens.count ? first + i : tokens.count - 1) + from;
-    // The two halves of a centre are added here, for all rows.
-    for (int64_t b = 0; b < count; b++) store(&to[b].x[i], sum_pairs_of_centres(load(x + b)));
+    for (int64_t b = 0; b < count; b++) store(&to[b].x[i], load(x + b));
   }
   asm volatile("" ::: "memory");  // the compiler does not know that tiles are read from memory
 }
@@ -134,7 +142,7 @@ void integer_tiles(const Rows& rows, const Tokens& tokens, const Output& y, uint
           P p(from_rows[g].data, from_rows[g].stride);
           p.advance(from / F::BLOCKS * F::BYTES);
           for (int64_t i = 0; i < count; i += F::BLOCKS, p.advance(F::BYTES), next += F::BYTES * W)
-            fill_panel<F, 1>(p, next, panel + g * TILE_BLOCKS + i);
+            fill_tiles<F>(p, next, panel + g * TILE_BLOCKS + i);
         }
         for (int64_t t = first; t < last; t += TILE_TOKENS) {
           gather_tile(tokens, t, from, count, tile);
