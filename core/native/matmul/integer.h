@@ -13,12 +13,12 @@ namespace zoo::ZOO_ISA {
 
 // What 32 columns of a format are: value = scale * factor * (q - CENTRE) + min.
 // MINS: none, one per 32 columns or two of 16. FACTORS: integer scales, likewise.
-// Signed bytes with VNNI are stored plus 128, which is a min; factors that cost something are multiplied into the scale.
+// Signed bytes with VNNI are stored plus 128, which is a centre; factors that cost something are multiplied into the scale.
 template <Encoding E, int M, int F = 0, int C = 0>
 struct Kind {
   static constexpr Encoding ENCODING = E;
   static constexpr bool SHIFTED = E == Encoding::S8 && SIGNED_AS_UNSIGNED;
-  static constexpr int MINS = SHIFTED ? 1 : M;
+  static constexpr int MINS = M;
   static constexpr int FACTORS = F == 1 && !FREE_FACTORS ? 0 : F;
   static constexpr int CENTRE = C;
   using Products = Sum<E, FACTORS, C>;
@@ -63,9 +63,7 @@ struct Block : Head<K> {
 // Head I of a unit, BLOCKS * 32 columns that a format has begun to read.
 template <class F, int I, class P>
 ZOO_INLINE Head<typename F::Kind> head_of(typename F::template Unit<P>& unit, const P& rows) {
-  Head<typename F::Kind> head = unit.template head<I>(rows);
-  if constexpr (F::Kind::SHIFTED) head.min[0] = mul(head.scale, constant(-128));
-  return head;
+  return unit.template head<I>(rows);
 }
 
 template <class K>

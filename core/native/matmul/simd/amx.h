@@ -31,21 +31,25 @@ struct TokenTile {
   ActBlock x[TILE_TOKENS];
 };
 
-// A unit of W rows -> BLOCKS blocks. A centre is taken off here, for tiles multiply signed bytes as well.
+// Tiles multiply signed bytes as well: there a centre is taken off the weights.
+template <class K>
+constexpr bool SIGNED_TILES = K::CENTRE != 0 || K::ENCODING == Encoding::S8;
+
+// A unit of W rows -> BLOCKS blocks.
 template <class F, class P>
 ZOO_INLINE void fill_tiles(const P& rows, const uint8_t* next, Block<typename F::Kind>* panel) {
   using K = typename F::Kind;
   fill_panel<F, 1>(rows, next, panel, [](VI q) ZOO_INLINE_LAMBDA {
-    return K::CENTRE ? _mm512_sub_epi8(q, word(0x01010101u * K::CENTRE)) : K::stored(q);
+    return K::CENTRE ? _mm512_sub_epi8(q, word(0x01010101u * K::CENTRE)) : q;
   });
 }
 
 template <class K>
 ZOO_INLINE void multiply_tiles() {
-  if constexpr (K::CENTRE != 0) _tile_dpbssd(0, 2, 4);
+  if constexpr (SIGNED_TILES<K>) _tile_dpbssd(0, 2, 4);
   else _tile_dpbsud(0, 2, 4);
   if constexpr (TILE_PARTS<K> == 2) {
-    if constexpr (K::CENTRE != 0) _tile_dpbssd(1, 3, 5);
+    if constexpr (SIGNED_TILES<K>) _tile_dpbssd(1, 3, 5);
     else _tile_dpbsud(1, 3, 5);
   }
 }

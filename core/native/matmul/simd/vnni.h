@@ -3,7 +3,7 @@
 
 namespace zoo::ZOO_ISA {
 
-constexpr bool SIGNED_AS_UNSIGNED = true;  // signed weights are stored plus 128, which a min takes off again
+constexpr bool SIGNED_AS_UNSIGNED = true;  // signed weights are stored plus 128, which the sum begins without
 constexpr bool CENTRE_IN_WEIGHTS = false, FREE_FACTORS = false;
 
 template <Encoding E, int FACTORS, int CENTRE>
@@ -19,10 +19,15 @@ struct Sum {
 
   template <int J>
   ZOO_INLINE void step(VI w, VI x, VI scale, const int16_t* centre) {
-    if constexpr (J % GROUP == 0) narrow = CENTRE ? pair_sum(splat_word(centre)) : zero_words();
+    if constexpr (J % GROUP == 0) narrow = begin(centre);
     narrow = ZOO_VNNI_DOT(narrow, w, x);
     if constexpr (FACTORS == 2 && J == 3) wide = mul_words(narrow, scale);
     if constexpr (FACTORS == 2 && J == 7) wide = add(wide, mul_words(narrow, scale));
+  }
+  // What the centre of the weights adds; 128 is eight times the 16 that centres are kept for.
+  static ZOO_INLINE VI begin(const int16_t* centre) {
+    if constexpr (E == Encoding::S8) return left(pair_sum(splat_word(centre)), 3);
+    else return CENTRE ? pair_sum(splat_word(centre)) : zero_words();
   }
   ZOO_INLINE VI total() const { return FACTORS == 2 ? wide : narrow; }
 };
