@@ -118,7 +118,7 @@ def on_disk(name: str, rows: int, columns: int = 64) -> QuantTensor:
 
 
 class Model(torch.nn.Module):
-    """A tied table, layers, and what is not to be packed: a stack, a dense weight, and Q8_0."""
+    """A tied table, layers, and what is not to be packed: a stack and a dense weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,15 +153,15 @@ class Model(torch.nn.Module):
 def test_a_model_is_packed_and_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, steps, freed = Model(), [], []
     before = model.results()
-    raw = [model.embed.weight, model.gate.weight]
+    raw = [model.embed.weight, model.gate.weight, model.up.weight]
     sizes = [weight.parts["data"].nbytes for weight in raw]
     monkeypatch.setattr("zoo.weights.packing._CHUNK_BYTES", 1000)
     note = pack_weights(
         model, Pool(2), release=lambda *run: freed.append(run), progress=lambda what, *at: steps.append((what, *at))
     )
     assert note == ""
-    assert model.embed.weight.layout == model.gate.weight.layout == "tiles"
-    assert model.up.weight.layout == model.stack.weight.layout == "ggml"
+    assert model.embed.weight.layout == model.gate.weight.layout == model.up.weight.layout == "tiles"
+    assert model.stack.weight.layout == "ggml"
     assert all(torch.equal(a, b) for a, b in zip(before, model.results(), strict=True))
     for part in (weight.parts["data"] for weight in raw):
         low, high = part.data_ptr(), part.data_ptr() + part.nbytes
@@ -169,7 +169,7 @@ def test_a_model_is_packed_and_computes_the_same(monkeypatch: pytest.MonkeyPatch
         assert sum(max(0, size) for size in inside) == 2 * part.nbytes, "given back in steps, then as a whole"
         assert sum(size > 0 for size in inside) > part.nbytes // 1000
     assert steps[-1][1] == steps[-1][2] >= sum(sizes)
-    assert len(steps) == 2
+    assert len(steps) == 3
     assert {name for name, *_ in steps} == {"pack"}
     packed_weight = model.gate.weight
     assert pack_weights(model, Pool(2)) == ""

@@ -21,8 +21,6 @@ from zoo.quant.tensor import QuantTensor
 
 _CHUNK_BYTES = 16 << 20
 _ALIGN = 64
-# Types whose raw rows are read as fast as memory gives them: packing gained nothing and delays the load.
-_FAST_AS_THEY_LIE = frozenset({"Q8_0"})
 
 
 def pack_weights(
@@ -33,7 +31,7 @@ def pack_weights(
     release: Callable[[int, int], None] = lambda address, nbytes: None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> str:
-    """Pack the quantised matrices of a model for a pool's kernels, those that gain by it; stacks stay as they are.
+    """Pack the quantised matrices of a model for a pool's kernels; stacks stay as they are.
 
     `model_bytes`: all weights of the model, which must fit into memory, too. `release(address, nbytes)` is called for
     memory that was copied. Returns "", or why nothing was packed.
@@ -80,8 +78,6 @@ def _matrices(model: nn.Module, pool: Pool) -> Iterator[tuple[nn.Module, str, Qu
         for name, value in list(vars(module).items()):
             if not isinstance(value, QuantTensor) or value.layout != "ggml" or value.ndim != 2 or value.block:
                 continue
-            if value.type in _FAST_AS_THEY_LIE:
-                continue
             if len(value) and pool.tile_rows(GGML_BY_NAME[value.type].id) and value.parts["data"].is_contiguous():
                 yield module, name, value
 
@@ -94,8 +90,8 @@ def _packed_bytes(weight: QuantTensor, pool: Pool) -> int:
 def _memory(nbytes: int) -> Tensor:
     """Memory that nothing is written to yet.
 
-    Huge pages are not asked for: where a hypervisor lends the memory they took three times as long to get as all the
-    packing, and decoding was no faster.
+    Huge pages are not asked for: decoding gains a seventh by them, but where a hypervisor lends the memory they take
+    three times as long to get as all the packing.
     """
     return torch.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
 
