@@ -130,6 +130,17 @@ def test_rows_have_the_bits_of_the_reference(isa: str, name: str) -> None:
     assert same.all(), f"{int((~same).sum())} differ, the first at {(~same).nonzero()[0].tolist()}"
 
 
+@pytest.mark.parametrize("name", ["Q4_1", "Q4_K", "Q6_K", "Q8_0", "F32"])
+def test_a_prompt_longer_than_is_taken_at_once(isa: str, name: str) -> None:
+    """Tokens and rows are worked on in parts that stay in a cache: none may be lost or taken twice where parts meet."""
+    data, x = packed(name, 300, LONG), activations(450, LONG)
+    weight = weight_of(name, data, LONG)
+    whole = multiply(isa, weight, x)
+    assert distance(whole, x @ unpacked(name, data, LONG).T) < 0.01
+    for token in (0, 15, 16, 399, 400, 449):
+        assert torch.equal(whole[token], multiply(isa, weight, x[token : token + 1])[0])
+
+
 @pytest.mark.parametrize("name", sorted(DEQUANT))
 @pytest.mark.parametrize("rows", [1, 5, 37])
 def test_every_number_of_tokens(isa: str, name: str, rows: int) -> None:
