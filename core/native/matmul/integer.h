@@ -60,12 +60,6 @@ struct Block : Head<K> {
   VI q[8];  // columns 4 j .. 4 j + 3
 };
 
-// Head I of a unit, BLOCKS * 32 columns that a format has begun to read.
-template <class F, int I, class P>
-ZOO_INLINE Head<typename F::Kind> head_of(typename F::template Unit<P>& unit, const P& rows) {
-  return unit.template head<I>(rows);
-}
-
 template <class K>
 ZOO_INLINE const int16_t* centre_of(const ActBlock& x, int step) {
   return K::CENTRE == 32 ? x.centre16 + step / 4 * 2 : x.centre32;
@@ -118,7 +112,7 @@ ZOO_INLINE void tile_times_tokens(P rows, int64_t cols, const ActBlock* const* t
     repeat<F::BLOCKS>([&](auto i) ZOO_INLINE_LAMBDA {
       fetch_ahead<F, i>(next);
       fetch_unit<F, i>(rows);
-      const Head<K> head = head_of<F, i>(unit, rows);
+      const Head<K> head = unit.template head<i>(rows);
       Products products[T];
       repeat<8>([&](auto j) ZOO_INLINE_LAMBDA {
         const typename Products::Quad w = Products::prepare(K::stored(unit.template quad<i, j>()));
@@ -142,7 +136,7 @@ ZOO_INLINE void fill_panel(const P& rows, const uint8_t* next, Block<typename F:
   repeat<F::BLOCKS>([&](auto i) ZOO_INLINE_LAMBDA {
     fetch_ahead<F, i>(next);
     Block<typename F::Kind>& block = panel[i * APART];
-    static_cast<Head<typename F::Kind>&>(block) = head_of<F, i>(unit, rows);
+    static_cast<Head<typename F::Kind>&>(block) = unit.template head<i>(rows);
     repeat<8>([&](auto j) ZOO_INLINE_LAMBDA { block.q[j] = stored(unit.template quad<i, j>()); });
   });
 }

@@ -8,7 +8,7 @@ constexpr int TILE_TOKENS = 16;
 constexpr int64_t TILES_FROM = 6;  // fewer tokens take less time one by one
 constexpr int64_t TILE_GROUPS = 16;  // groups of W rows that share a copy of the tokens
 constexpr int64_t TILE_BLOCKS = 16;  // 512 columns: those of 16 tokens and 16 rows stay in a first-level cache
-constexpr int64_t TILE_CACHE = 1 << 20;  // bytes of tokens that stay in a second-level cache, half of what these processors have
+constexpr int64_t TILE_CACHE = 1 << 20;  // bytes of tokens that stay in a second-level cache, half of one
 
 // Sums with a factor of their own, of 32 columns or of 16 each.
 template <class K>
