@@ -38,7 +38,7 @@ ISAS: dict[str, dict[str, tuple[str, ...]]] = {
         "avx2": AVX2,
         "avxvnni": (*AVX2, "-mavxvnni"),
         "avx512": (*AVX2, *AVX512),
-        "amx": (*AVX2, *AVX512, "-mamx-tile", "-mamx-int8"),
+        "amx": (*AVX2, *AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
     },
     "aarch64": {
         "scalar": (),
@@ -52,7 +52,7 @@ FEATURES: dict[str, set[str]] = {
     "avx2": {"avx2", "fma", "f16c", "bmi2"},
     "avxvnni": {"avx2", "fma", "f16c", "bmi2", "avx_vnni"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "avx512vbmi"},
-    "amx": {"avx512f", "avx512_vnni", "avx512_bf16", "avx512vbmi", "amx_tile", "amx_int8"},
+    "amx": {"avx512f", "avx512_vnni", "avx512_bf16", "avx512vbmi", "amx_tile", "amx_int8", "amx_bf16"},
     "dotprod": {"asimddp", "asimdhp"},
     "i8mm": {"asimddp", "asimdhp", "i8mm"},
 }

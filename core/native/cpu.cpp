@@ -75,7 +75,7 @@ bool tiles_granted() {
 bool has_amx() {
   unsigned a, b, c, d;
   if (!has_avx512() || !saved(0x60000) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  return bit(d, 24) && bit(d, 25) && tiles_granted();  // TILE INT8
+  return bit(d, 22) && bit(d, 24) && bit(d, 25) && tiles_granted();  // BF16 TILE INT8
 }
 #elif defined(__aarch64__) && defined(__linux__)
 bool has_dotprod() {

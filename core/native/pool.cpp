@@ -12,7 +12,7 @@ namespace zoo {
 
 namespace {
 
-constexpr auto SPIN = std::chrono::microseconds(50);
+constexpr auto SPIN = std::chrono::microseconds(200);
 constexpr size_t ALIGN = 64;
 
 inline void relax() {

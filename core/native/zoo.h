@@ -7,7 +7,7 @@
 
 #include "matmul/matmul.h"
 
-#define ZOO_ABI 2  // raised with every change of a struct or a function below
+#define ZOO_ABI 3  // raised with every change of a struct or a function below
 
 namespace zoo {
 
@@ -24,10 +24,12 @@ struct Part { Weight weight; float* y; int64_t ldy; const float* bias; };
 // A stack of equal matrices, one per head, `next` bytes and `next_scale` floats apart.
 struct Stack { Weight first; int64_t next, next_scale; };
 
-struct Linear { int32_t code, count; const float* x; int64_t m, ldx; const Part* parts; };
+// Rows of x from `prompt` on belong to prompts and may be rounded in another way than those before: each row as if it were
+// alone.
+struct Linear { int32_t code, count; const float* x; int64_t m, ldx, prompt; const Part* parts; };
 
 // act(x gate^T) * (x up^T): parts[0] is the gate, parts[1] is up; their y are not used.
-struct Glu { int32_t code, act; const float* x; int64_t m, ldx; const Part* parts; float* y; int64_t ldy; };
+struct Glu { int32_t code, act; const float* x; int64_t m, ldx, prompt; const Part* parts; float* y; int64_t ldy; };
 
 struct Embedding { int32_t code; float scale; const int32_t* ids; int64_t count; Weight table; float* y; };
 

@@ -140,6 +140,30 @@ def test_a_long_prompt_is_cut_by_the_budget() -> None:
     assert [(c.start, c.length) for c in run_step(made)] == [(12, 1)]
 
 
+def test_a_chunk_holds_tokens_of_the_prompt_or_of_the_answer() -> None:
+    """After a preemption both are computed again, each as it was computed at first."""
+    made, one = scheduler(20, budget=100), sequence("a", 6)
+    for _ in range(5):
+        one.append(7)
+    made.add(one)
+    made.add(sequence("b", 3))
+    steps = [[(c.sequence.request_id, c.start, c.length, c.is_prompt) for c in run_step(made)] for _ in range(3)]
+    assert steps[0] == [("a", 0, 6, True), ("b", 0, 3, True)]
+    assert sorted(steps[1]) == [("a", 6, 5, False), ("b", 3, 1, False)]
+    assert sorted(steps[2]) == [("a", 11, 1, False), ("b", 4, 1, False)]
+
+
+def test_answers_stand_before_prompts() -> None:
+    """Also before a prompt that came first and of which one token is left, as of an answer."""
+    made, seen = scheduler(20, budget=4), []
+    for name, prompt in [("a", 9), ("b", 1)]:
+        made.add(sequence(name, prompt))
+    for _ in range(5):
+        seen.append([(c.sequence.request_id, c.length, c.is_prompt) for c in run_step(made)])
+    assert seen[3] == [("b", 1, False), ("a", 1, True)]
+    assert all(kinds == sorted(kinds) for kinds in ([is_prompt for *_, is_prompt in step] for step in seen))
+
+
 def test_sequences_are_admitted_in_the_order_they_came() -> None:
     made = scheduler(20, budget=10)
     for name, prompt in [("a", 8), ("b", 8), ("c", 1)]:

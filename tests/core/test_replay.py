@@ -23,6 +23,7 @@ from zoo.engine.replay import Replay
 from zoo.engine.sequence import SamplingParams, Sequence
 from zoo.hooks import hookimpl
 from zoo.kernels.native import pool as pools
+from zoo.kernels.native import structs
 from zoo.kernels.native.pool import Pool
 from zoo.kernels.native.recorder import Arena, Program, Recorder
 from zoo_llama.model import LlamaForCausalLM
@@ -139,6 +140,39 @@ def test_replay_equals_the_ops_one_by_one_while_requests_come_and_go(gguf: Path,
     for mine, wanted in zip(*watches, strict=True):
         assert mine.keys() == wanted.keys()
         assert all(torch.equal(mine[name], wanted[name]) for name in wanted)
+
+
+def test_kernels_are_told_which_tokens_belong_to_prompts(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two answers and two prompts in one step, then a prompt of one token, which is no step of decoding."""
+    told: list[tuple[int, int]] = []
+    execute = Pool.execute
+
+    def watched(self: Pool, ops: Any) -> None:
+        for address in ops:
+            kind = structs.OPS[ctypes.c_int32.from_address(address).value]
+            if kind in (structs.Linear, structs.Glu):
+                op = kind.from_address(address)
+                told.append((op.m, op.prompt))
+        execute(self, ops)
+
+    with LLM.load(gguf, device="cpu") as llm:
+        for name, length in [("a", 5), ("b", 9)]:
+            llm.engine.add(Sequence(name, tuple(sample_ids(length)), GREEDY, frozenset(), 8))
+        llm.engine.step()
+        llm.engine.step()
+        monkeypatch.setattr(Pool, "execute", watched)
+        for name, length in [("c", 17), ("d", 3)]:
+            llm.engine.add(Sequence(name, tuple(sample_ids(length)), GREEDY, frozenset(), 8))
+        llm.engine.step()
+        assert set(told[:-1]) == {(22, 2)}, "two answers, then 20 tokens of prompts"
+        assert told[-1] == (4, 4), "the vocabulary is multiplied alike for all"
+        for _ in range(8):
+            llm.engine.step()
+        told.clear()
+        llm.generate(sample_ids(1), GREEDY)
+        count = len(told) // 8
+        assert set(told[: count - 1]) == {(1, 0)}
+        assert set(told[count - 1 :]) == {(1, 1)}
 
 
 def test_answers_do_not_depend_on_what_is_recorded(gguf: Path) -> None:

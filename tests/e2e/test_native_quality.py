@@ -1,7 +1,8 @@
-"""The fast CPU kernels round activations to 8 bits; on real models that costs next to nothing."""
+"""The fast CPU kernels round activations, those of answers to 8 bits; on real models that costs next to nothing."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,31 @@ TOKENS = 1500
 
 
 @pytest.fixture(scope="module", params=["smollm2", "gemma3"])
-def rows(request: pytest.FixtureRequest, reference_path: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Next token ids [T], and log probabilities [T, V] by the fast and by the reference kernels."""
+def reference(request: pytest.FixtureRequest, reference_path: Any) -> tuple[Any, list[int], Tensor]:
+    """A model, token ids [T + 1], and log probabilities [T, V] by the reference kernels."""
     path = request.getfixturevalue(request.param)
     text = "\n".join(
         (ROOT / name).read_text() for name in ("docs/troubleshooting.md", "SECURITY.md", "CONTRIBUTING.md")
     )
     assert choose("linear", "cpu").backend == "cpu", "there are no fast kernels here: zoo doctor says why"
-    with LLM.load(path, device="cpu", context=2048) as llm:
-        ids = llm.tokenizer.encode(text)[:TOKENS]
-        fast = llm.logits(ids).log_softmax(-1)[:-1]
     with reference_path(), LLM.load(path, device="cpu", context=2048) as llm:
-        slow = llm.logits(ids).log_softmax(-1)[:-1]
-    return torch.tensor(ids[1:]), fast, slow
+        ids = llm.tokenizer.encode(text)[:TOKENS]
+        return path, ids, llm.logits(ids).log_softmax(-1)[:-1]
+
+
+@pytest.fixture(scope="module", params=["as a prompt", "as an answer"])
+def rows(request: pytest.FixtureRequest, reference: tuple[Any, list[int], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Next token ids [T], and log probabilities [T, V] by the fast and by the reference kernels.
+
+    Some processors round prompts to bfloat16, so the same tokens are computed as an answer too.
+    """
+    path, ids, slow = reference
+    with LLM.load(path, device="cpu", context=2048) as llm:
+        runner = llm.engine.runner
+        if request.param == "as an answer":
+            pack = runner.batch
+            runner.batch = lambda *args, **options: replace(pack(*args, **options), prompt_start=None)  # type: ignore[method-assign]
+        return torch.tensor(ids[1:]), llm.logits(ids).log_softmax(-1)[:-1], slow
 
 
 def test_perplexity_is_that_of_the_reference(rows: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -68,13 +68,24 @@ def struct(
 
 
 def multiply(
-    isa: str, weight: structs.Weight, x: Tensor, *, threads: int = 1, bias: Tensor | None = None, room: int = 0
+    isa: str,
+    weight: structs.Weight,
+    x: Tensor,
+    *,
+    threads: int = 1,
+    bias: Tensor | None = None,
+    room: int = 0,
+    prompt: int | None = None,
 ) -> Tensor:
-    """The product by one `linear` op; `room` floats lie between the rows of y, and nothing may write to them."""
+    """The product by one `linear` op; `room` floats lie between the rows of y, and nothing may write to them.
+
+    Rows of x from `prompt` on belong to prompts; None: no row does.
+    """
     y = torch.full((len(x), weight.rows + room), torch.nan)
     address = None if bias is None else bias.data_ptr()
     parts = (structs.Part * 1)(structs.Part(weight, y.data_ptr(), y.shape[1], address))
-    op = structs.Linear(structs.LINEAR, 1, x.data_ptr(), len(x), x.stride(0), ctypes.addressof(parts))
+    first = len(x) if prompt is None else prompt
+    op = structs.Linear(structs.LINEAR, 1, x.data_ptr(), len(x), x.stride(0), first, ctypes.addressof(parts))
     execute(isa, threads, op)
     assert y[:, weight.rows :].isnan().all(), "the product wrote beyond its rows"
     return y[:, : weight.rows]
@@ -156,26 +167,56 @@ def test_every_number_of_tokens(isa: str, name: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(DEQUANT))
-def test_a_row_depends_on_nothing_but_itself(isa: str, name: str) -> None:
+@pytest.mark.parametrize("rows", [1, 5, 37])
+def test_every_number_of_tokens_of_a_prompt(isa: str, name: str, rows: int) -> None:
+    """Where a processor rounds prompts in another way, to bfloat16, it must not be less exact than int8."""
+    data, x = packed(name, rows, COLUMNS), activations(33, COLUMNS)
+    weight, expected = weight_of(name, data, COLUMNS), x.double() @ unpacked(name, data, COLUMNS).double().T
+    answers, y = multiply(isa, weight, x), multiply(isa, weight, x, room=3, prompt=0)
+    assert distance(y, expected) <= max(distance(answers, expected), 2e-6)
+    for tokens in range(1, 33):
+        found = multiply(isa, weight, x[:tokens], threads=1 + tokens % 2, room=tokens % 3, prompt=0)
+        assert torch.equal(found, y[:tokens]), f"{tokens} tokens: rows differ from those among 33"
+    for prompt in (1, 2, 7, 16, 20, 32):
+        found = multiply(isa, weight, x, threads=2, room=1, prompt=prompt)
+        assert torch.equal(found, torch.cat((answers[:prompt], y[prompt:]))), f"a prompt after {prompt} other tokens"
+
+
+@pytest.mark.parametrize("name", ["Q4_1", "Q4_K", "Q6_K", "Q8_0", "Q2_K"])
+@pytest.mark.parametrize(("rows", "columns"), [(600, LONG), (300, 256)])
+def test_a_prompt_longer_than_a_panel(isa: str, name: str, rows: int, columns: int) -> None:
+    data, x, bias = packed(name, rows, columns), activations(530, columns), torch.randn(rows)
+    weight = weight_of(name, data, columns)
+    whole = multiply(isa, weight, x, prompt=0, threads=2)
+    assert distance(whole, x @ unpacked(name, data, columns).T) < 0.01
+    assert torch.equal(multiply(isa, weight, x, prompt=0, bias=bias, room=5), whole + bias)
+    for token in (0, 15, 16, 255, 256, 511, 512, 529):
+        assert torch.equal(whole[token], multiply(isa, weight, x[token : token + 1], prompt=0)[0])
+
+
+@pytest.mark.parametrize("name", sorted(DEQUANT))
+@pytest.mark.parametrize("prompt", [None, 0])
+def test_a_row_depends_on_nothing_but_itself(isa: str, name: str, prompt: int | None) -> None:
     data, x = packed(name, 75, LONG), activations(7, LONG)
     weight = weight_of(name, data, LONG)
-    y = multiply(isa, weight, x)
+    y = multiply(isa, weight, x, prompt=prompt)
     others = activations(7, LONG, seed=1) * 1e6
     others[3], others[5] = x[3], torch.inf
     others[6, 11] = torch.nan
     for threads in (1, 2, 3, 8):
-        assert torch.equal(multiply(isa, weight, x, threads=threads), y)
-        assert torch.equal(multiply(isa, weight, others, threads=threads)[3], y[3])
-    alone = multiply(isa, weight, others[[6]])
+        assert torch.equal(multiply(isa, weight, x, threads=threads, prompt=prompt), y)
+        assert torch.equal(multiply(isa, weight, others, threads=threads, prompt=prompt)[3], y[3])
+    alone = multiply(isa, weight, others[[6]], prompt=prompt)
     assert alone.isnan().all(), "a NaN in x got lost"
-    assert not multiply(isa, weight, others[[5]]).isfinite().any(), "an infinity in x got lost"
+    assert not multiply(isa, weight, others[[5]], prompt=prompt).isfinite().any(), "an infinity in x got lost"
 
 
 @pytest.mark.parametrize("name", sorted(DEQUANT))
-def test_unaligned_and_up_to_the_last_byte_of_a_map(isa: str, name: str) -> None:
+@pytest.mark.parametrize("prompt", [None, 0])
+def test_unaligned_and_up_to_the_last_byte_of_a_map(isa: str, name: str, prompt: int | None) -> None:
     """A file's last tensor may end with the map: the byte after it cannot be read."""
     data, x = packed(name, 19, COLUMNS), activations(3, COLUMNS)
-    expected = multiply(isa, weight_of(name, data, COLUMNS), x)
+    expected = multiply(isa, weight_of(name, data, COLUMNS), x, prompt=prompt)
     pages = -(-(data.nbytes + 64) // mmap.PAGESIZE) + 1
     with mmap.mmap(-1, pages * mmap.PAGESIZE) as region:
         view = ctypes.c_char.from_buffer(region)
@@ -187,8 +228,9 @@ def test_unaligned_and_up_to_the_last_byte_of_a_map(isa: str, name: str) -> None
             place = end - data.nbytes - offset
             ctypes.memmove(place, data.ctypes.data, data.nbytes)
             weight = struct(name, place, len(data), COLUMNS, data.strides[0])
-            assert torch.equal(multiply(isa, weight, x), expected), f"{offset} bytes before the end"
-            assert torch.equal(multiply(isa, weight, x[:1], threads=2), expected[:1]), f"{offset} bytes before the end"
+            found = multiply(isa, weight, x, prompt=prompt), multiply(isa, weight, x[:1], threads=2, prompt=prompt)
+            assert torch.equal(found[0], expected), f"{offset} bytes before the end"
+            assert torch.equal(found[1], expected[:1]), f"{offset} bytes before the end"
         assert start < end - data.nbytes - 31
         libc.mprotect(*protect, mmap.PROT_READ | mmap.PROT_WRITE)
         del view

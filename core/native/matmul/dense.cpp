@@ -180,8 +180,8 @@ size_t dense_scratch(const Weight&, int64_t m) {
 }
 
 template <class F>
-constexpr TypeKernel DENSE = {ACT_F32, dense_scratch, dense_multiply<F>, {}};
-constexpr TypeKernel ANY = {ACT_F32, dense_scratch, dense_many<fill_any>, {}};
+constexpr TypeKernel DENSE = {ACT_F32, {dense_scratch, dense_multiply<F>}, {}, {}};
+constexpr TypeKernel ANY = {ACT_F32, {dense_scratch, dense_many<fill_any>}, {}, {}};
 
 }  // namespace
 

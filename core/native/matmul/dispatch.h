@@ -10,12 +10,17 @@ struct Narrow {
   int from, to, width;
 };
 
+struct Product {
+  size_t (*scratch)(const Weight& weight, int64_t m);  // bytes per thread
+  void (*multiply)(const Weight& weight, const Tokens& tokens, const Output& y, uint8_t* scratch, int ith, int nth);
+};
+
 // How a weight type is multiplied.
 struct TypeKernel {
   ActivationKind kind;
-  size_t (*scratch)(const Weight& weight, int64_t m);  // bytes per thread
-  void (*multiply)(const Weight& weight, const Tokens& tokens, const Output& y, uint8_t* scratch, int ith, int nth);
-  Narrow narrow;  // of types that can be packed: those of ACT_INT8
+  Product product;  // with activations of that kind
+  Product prompt;   // with ACT_BF16, where prompts have it
+  Narrow narrow;    // of types that can be packed: those of ACT_INT8
 };
 
 // null: no kernel for this weight here.

@@ -256,6 +256,7 @@ void integer_many(const Rows& rows, const Tokens& tokens, const Output& y, uint8
 
 #ifdef __AMX_INT8__
 #include "simd/amx.h"
+#include "simd/amx_bf16.h"
 #endif
 
 namespace zoo::ZOO_ISA {
@@ -289,6 +290,13 @@ void integer_multiply(const Weight& weight, const Tokens& tokens, const Output& 
 }
 
 template <class F>
-constexpr TypeKernel INTEGER_KERNEL = {ACT_INT8, integer_scratch<F>, integer_multiply<F>, F::NARROW};
+constexpr TypeKernel INTEGER_KERNEL = {ACT_INT8,
+                                       {integer_scratch<F>, integer_multiply<F>},
+#ifdef __AMX_BF16__
+                                       {bf16_scratch, bf16_multiply<F>},
+#else
+                                       {nullptr, nullptr},
+#endif
+                                       F::NARROW};
 
 }  // namespace zoo::ZOO_ISA

@@ -19,24 +19,27 @@ int activation_kind(int32_t type) {
   return kernel ? kernel->kind : -1;
 }
 
-size_t matmul_scratch(const Weight* weight, int64_t m, int nth) {
+const Product& product_of(const TypeKernel& kernel, int kind) { return kind == kernel.kind ? kernel.product : kernel.prompt; }
+
+size_t matmul_scratch(const Weight* weight, int kind, int64_t m, int nth) {
   const TypeKernel* kernel = find(*weight);
-  return kernel ? aligned(kernel->scratch(*weight, m)) * static_cast<size_t>(nth) : 0;
+  return kernel ? aligned(product_of(*kernel, kind).scratch(*weight, m)) * static_cast<size_t>(nth) : 0;
 }
 
-void matmul(const Weight* weight, const void* act, const int32_t* pick, int64_t m, float* y, int64_t ldy,
+void matmul(const Weight* weight, int kind, const void* act, const int32_t* pick, int64_t m, float* y, int64_t ldy,
             const float* bias, void* scratch, int ith, int nth) {
   const TypeKernel* kernel = find(*weight);
   if (kernel == nullptr || m < 1) return;
-  uint8_t* part = static_cast<uint8_t*>(scratch) + aligned(kernel->scratch(*weight, m)) * static_cast<size_t>(ith);
+  const Product& product = product_of(*kernel, kind);
+  uint8_t* part = static_cast<uint8_t*>(scratch) + aligned(product.scratch(*weight, m)) * static_cast<size_t>(ith);
   const Tokens tokens{act, pick, m, weight->cols};
-  kernel->multiply(*weight, tokens, Output{y, ldy, bias}, part, ith, nth);
+  product.multiply(*weight, tokens, Output{y, ldy, bias}, part, ith, nth);
 }
 
 }  // namespace
 
 extern const MatmulKernels matmul_kernels;
-const MatmulKernels matmul_kernels = {activation_kind, activation_bytes, quantize, matmul,
-                                      matmul_scratch,  unpack_row,       tile_rows, pack, read_row};
+const MatmulKernels matmul_kernels = {PROMPTS,        activation_kind, activation_bytes, quantize, matmul,
+                                      matmul_scratch, unpack_row,      tile_rows,        pack,     read_row};
 
 }  // namespace zoo::ZOO_ISA

@@ -2,7 +2,8 @@
 //
 // The interface of this folder. Every function is pure: no allocation, no locks, no global state. Work is divided by
 // (ith, nth): all threads make the same call with their own ith, and a barrier must lie between `quantize` and `matmul`.
-// A row of y has the same bits whatever the number of threads, the other rows, and their number.
+// A row of y has the same bits whatever the number of threads, the other rows, and their number. They depend on the kind
+// in which x is stored.
 #pragma once
 
 #include <cstddef>
@@ -35,20 +36,24 @@ struct Weight {
 enum ActivationKind : int {
   ACT_F32 = 0,   // float32 rows, padded with zeros to a multiple of 16: dense and table types
   ACT_INT8 = 1,  // int8 with a float32 scale per 32 elements, and scaled sums per 32 and per 16: all other types
+  ACT_BF16 = 2,  // bfloat16 in tiles of 16 rows and 32 columns: the types of ACT_INT8 in prompts, see MatmulKernels::prompts
 };
 
 struct MatmulKernels {
+  // The kind for tokens of a prompt where activation_kind says ACT_INT8: ACT_BF16 where that is faster for many tokens.
+  ActivationKind prompts;
   // ACT_* of a weight type, -1 for a type without a kernel.
   int (*activation_kind)(int32_t type);
   // Bytes of m quantised rows of k elements; `act` must be aligned to 64 bytes.
   size_t (*activation_bytes)(int kind, int64_t m, int64_t k);
-  // x [m, k], rows ldx floats apart -> act. k is a multiple of 32 for ACT_INT8.
+  // x [m, k], rows ldx floats apart -> act. k is a multiple of 32 but for ACT_F32.
   void (*quantize)(int kind, const float* x, int64_t ldx, int64_t m, int64_t k, void* act, int ith, int nth);
-  // y [m, rows], rows ldy floats apart. Output row t uses row pick[t] of act, or row t where pick is null: the tokens
-  // of an expert. `scratch` holds matmul_scratch bytes for all threads together, aligned to 64.
-  void (*matmul)(const Weight* weight, const void* act, const int32_t* pick, int64_t m, float* y, int64_t ldy,
+  // y [m, rows], rows ldy floats apart. `kind` of act: activation_kind of the weight, or `prompts`. Output row t uses row
+  // pick[t] of act, or row t where pick is null, as it must be for ACT_BF16: the tokens of an expert. `scratch` holds
+  // matmul_scratch bytes for all threads together, aligned to 64.
+  void (*matmul)(const Weight* weight, int kind, const void* act, const int32_t* pick, int64_t m, float* y, int64_t ldy,
                  const float* bias_or_null, void* scratch, int ith, int nth);
-  size_t (*matmul_scratch)(const Weight* weight, int64_t m, int nth);
+  size_t (*matmul_scratch)(const Weight* weight, int kind, int64_t m, int nth);
   // n elements of a row of any type (FP8 without its scales), bit-equal to zoo.quant.dequant. 0, or -1: unknown type.
   int (*unpack_row)(int32_t type, const uint8_t* row, float* out, int64_t n);
   // Rows of a packed tile; 0 for a type that cannot be packed.

@@ -88,6 +88,12 @@ void quantize_block(const float* x, ActBlock& out) {
   out.unused = 0;
 }
 
+#ifdef __AMX_BF16__
+ZOO_INLINE void round_to_bf16(const float* x, uint16_t* out) {
+  store(out, reinterpret_cast<VI>(_mm512_cvtne2ps_pbh(load_f(x + 16), load_f(x))));
+}
+#endif
+
 }  // namespace
 
 void quantize(int kind, const float* x, int64_t ldx, int64_t m, int64_t k, void* act, int ith, int nth) {
@@ -99,6 +105,18 @@ void quantize(int kind, const float* x, int64_t ldx, int64_t m, int64_t k, void*
     }
     return;
   }
+#ifdef __AMX_BF16__
+  if (kind == ACT_BF16) {
+    const int64_t blocks = k / 32, low = m * blocks * ith / nth, high = m * blocks * (ith + 1) / nth;
+    const Tokens tokens{act, nullptr, m, k};
+    for (int64_t i = low; i < high; i++) {
+      const int64_t token = i / blocks, block = i % blocks;
+      auto* tile = const_cast<Bf16Tile*>(tokens.bf16(token)) + block;
+      round_to_bf16(x + token * ldx + 32 * block, tile->x[token % Bf16Tile::TOKENS]);
+    }
+    return;
+  }
+#endif
   const int64_t wide = padded(k), low = m * ith / nth, high = m * (ith + 1) / nth;
   for (int64_t t = low; t < high; t++) {
     float* row = static_cast<float*>(act) + t * wide;
@@ -107,8 +125,10 @@ void quantize(int kind, const float* x, int64_t ldx, int64_t m, int64_t k, void*
 }
 
 size_t activation_bytes(int kind, int64_t m, int64_t k) {
-  const size_t row = kind == ACT_INT8 ? static_cast<size_t>(k / 32) * sizeof(ActBlock) : static_cast<size_t>(padded(k)) * sizeof(float);
-  return static_cast<size_t>(m) * row;
+  const auto rows = static_cast<size_t>(m), blocks = static_cast<size_t>(k / 32);
+  if (kind == ACT_INT8) return rows * blocks * sizeof(ActBlock);
+  if (kind == ACT_BF16) return (rows + Bf16Tile::TOKENS - 1) / Bf16Tile::TOKENS * blocks * sizeof(Bf16Tile);
+  return rows * static_cast<size_t>(padded(k)) * sizeof(float);
 }
 
 }  // namespace zoo::ZOO_ISA

@@ -20,6 +20,18 @@ static_assert(sizeof(ActBlock) == 64);
 // A row of float32 activations is padded with zeros, so that weights can be taken 16 columns at a time.
 inline int64_t padded(int64_t k) { return (k + 15) / 16 * 16; }
 
+#ifdef __AMX_BF16__
+constexpr ActivationKind PROMPTS = ACT_BF16;
+#else
+constexpr ActivationKind PROMPTS = ACT_INT8;
+#endif
+
+// 32 columns of 16 tokens in bfloat16; or of 16 rows of weights, then columns 2 i and 2 i + 1 of row r are at x[i][2 r].
+struct alignas(64) Bf16Tile {
+  static constexpr int64_t TOKENS = 16;
+  uint16_t x[TOKENS][32];
+};
+
 struct Tokens {
   const void* act;
   const int32_t* pick;
@@ -28,6 +40,8 @@ struct Tokens {
   int64_t row(int64_t t) const { return pick ? pick[t] : t; }
   const ActBlock* int8(int64_t t) const { return static_cast<const ActBlock*>(act) + row(t) * (cols / 32); }
   const float* float32(int64_t t) const { return static_cast<const float*>(act) + row(t) * padded(cols); }
+  // Tiles of the tokens from t on, a multiple of 16: the one of columns 32 b is at b.
+  const Bf16Tile* bf16(int64_t t) const { return static_cast<const Bf16Tile*>(act) + t / Bf16Tile::TOKENS * (cols / 32); }
 };
 
 // W rows from `data` on, of which lanes [lane, lane + count) are results: rows [row, row + count).

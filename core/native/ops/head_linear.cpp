@@ -33,7 +33,7 @@ void times_columns(const float* x, int64_t ldx, const float* w, int64_t ldw, int
 size_t head_scratch(const Weight& weight, int64_t m, bool transposed) {
   if (transposed) return static_cast<size_t>(weight.rows * padded(weight.cols)) * 4;
   const int kind = matmul_kernels.activation_kind(weight.type);
-  return aligned(matmul_kernels.activation_bytes(kind, m, weight.cols)) + matmul_kernels.matmul_scratch(&weight, m, 1);
+  return aligned(matmul_kernels.activation_bytes(kind, m, weight.cols)) + matmul_kernels.matmul_scratch(&weight, kind, m, 1);
 }
 
 void head_product(const Weight& weight, bool transposed, const float* x, int64_t ldx, int64_t m, float* y, int64_t ldy,
@@ -42,7 +42,7 @@ void head_product(const Weight& weight, bool transposed, const float* x, int64_t
     const int kind = matmul_kernels.activation_kind(weight.type);
     matmul_kernels.quantize(kind, x, ldx, m, weight.cols, scratch, 0, 1);
     char* rest = scratch + aligned(matmul_kernels.activation_bytes(kind, m, weight.cols));
-    matmul_kernels.matmul(&weight, scratch, nullptr, m, y, ldy, nullptr, rest, 0, 1);
+    matmul_kernels.matmul(&weight, kind, scratch, nullptr, m, y, ldy, nullptr, rest, 0, 1);
     return;
   }
   float* dense = reinterpret_cast<float*>(scratch);

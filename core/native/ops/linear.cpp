@@ -4,55 +4,65 @@
 #include <algorithm>
 
 #include "ops.h"
-#include "vec.h"
 
 namespace zoo::ZOO_ISA::ops {
 
-bool Products::plan(const Part* parts, int count, int64_t m) {
-  bytes = 0;
-  for (size_t& at : act) at = 0;
-  bool wanted[KINDS] = {};
+bool Products::plan(const Part* parts, int count, int64_t m, int64_t prompt) {
+  bytes = local = 0;
+  for (Range& range : rows) range = {0, 0};
   for (int i = 0; i < count; ++i) {
     const int kind = matmul_kernels.activation_kind(parts[i].weight.type);
-    if (kind < 0 || kind >= KINDS) return false;
-    wanted[kind] = true;
+    if (kind < 0) return false;
+    const bool apart = kind == ACT_INT8 && matmul_kernels.prompts != ACT_INT8;
+    want(parts[i], kind, {0, apart ? prompt : m});
+    if (apart) want(parts[i], matmul_kernels.prompts, {prompt, m});
   }
   for (int kind = 0; kind < KINDS; ++kind) {
-    if (!wanted[kind]) continue;
-    act[kind] = bytes + 1;
-    bytes += aligned(matmul_kernels.activation_bytes(kind, m, parts[0].weight.cols));
+    act[kind] = bytes;
+    bytes += aligned(matmul_kernels.activation_bytes(kind, rows[kind].end - rows[kind].begin, parts[0].weight.cols));
   }
-  local = 0;
-  for (int i = 0; i < count; ++i) local = std::max(local, matmul_kernels.matmul_scratch(&parts[i].weight, m, 1));
   return true;
 }
 
-void Products::quantize(const float* x, int64_t ldx, int64_t m, int64_t k, char* base, const Worker& worker) const {
-  for (int kind = 0; kind < KINDS; ++kind)
-    if (act[kind]) matmul_kernels.quantize(kind, x, ldx, m, k, base + act[kind] - 1, worker.ith, worker.nth);
+void Products::want(const Part& part, int kind, Range wanted) {
+  if (wanted.begin == wanted.end) return;
+  rows[kind] = wanted;
+  local = std::max(local, matmul_kernels.matmul_scratch(&part.weight, kind, wanted.end - wanted.begin, 1));
 }
 
-void Products::multiply(const Part* parts, int count, int64_t m, char* base, const Worker& worker) const {
-  for (int i = 0; i < count; ++i) {
-    const Part& part = parts[i];
-    const char* input = base + act[matmul_kernels.activation_kind(part.weight.type)] - 1;
-    product(part.weight, input, nullptr, m, part.y, part.ldy, part.bias, worker);
+void Products::quantize(const float* x, int64_t ldx, int64_t k, char* base, const Worker& worker) const {
+  for (int kind = 0; kind < KINDS; ++kind) {
+    const Range& mine = rows[kind];
+    matmul_kernels.quantize(kind, x + mine.begin * ldx, ldx, mine.end - mine.begin, k, base + act[kind], worker.ith, worker.nth);
   }
 }
 
-void product(const Weight& weight, const void* act, const int32_t* pick, int64_t m, float* y, int64_t ldy,
+void Products::multiply(const Part* parts, int count, char* base, const Worker& worker) const {
+  for (int i = 0; i < count; ++i) {
+    const Part& part = parts[i];
+    const int own = matmul_kernels.activation_kind(part.weight.type);
+    for (int kind = 0; kind < KINDS; ++kind) {
+      const Range& mine = rows[kind];
+      if (kind != own && !(own == ACT_INT8 && kind == matmul_kernels.prompts)) continue;
+      product(part.weight, kind, base + act[kind], nullptr, mine.end - mine.begin, part.y + mine.begin * part.ldy, part.ldy,
+              part.bias, worker);
+    }
+  }
+}
+
+void product(const Weight& weight, int kind, const void* act, const int32_t* pick, int64_t m, float* y, int64_t ldy,
              const float* bias, const Worker& worker) {
   // A thread's part of the scratch begins at its number times the size of one: laid so that it falls on its own memory,
   // threads may be at different products.
-  char* scratch = worker.local - matmul_kernels.matmul_scratch(&weight, m, 1) * static_cast<size_t>(worker.ith);
-  matmul_kernels.matmul(&weight, act, pick, m, y, ldy, bias, scratch, worker.ith, worker.nth);
+  char* scratch = worker.local - matmul_kernels.matmul_scratch(&weight, kind, m, 1) * static_cast<size_t>(worker.ith);
+  matmul_kernels.matmul(&weight, kind, act, pick, m, y, ldy, bias, scratch, worker.ith, worker.nth);
 }
 
 namespace {
 
 bool prepare_linear(const Linear& op, int, Scratch& scratch) {
   Products products;
-  if (!products.plan(op.parts, op.count, op.m)) return false;
+  if (!products.plan(op.parts, op.count, op.m, op.prompt)) return false;
   scratch.shared = products.bytes;
   scratch.local = products.local;
   return true;
@@ -60,16 +70,16 @@ bool prepare_linear(const Linear& op, int, Scratch& scratch) {
 
 void run_linear(const Linear& op, Worker& worker) {
   Products products;
-  products.plan(op.parts, op.count, op.m);
-  products.quantize(op.x, op.ldx, op.m, op.parts[0].weight.cols, worker.shared, worker);
+  products.plan(op.parts, op.count, op.m, op.prompt);
+  products.quantize(op.x, op.ldx, op.parts[0].weight.cols, worker.shared, worker);
   worker.barrier();
-  products.multiply(op.parts, op.count, op.m, worker.shared, worker);
+  products.multiply(op.parts, op.count, worker.shared, worker);
 }
 
 // The two products lie behind the scratch of the matmuls.
 bool prepare_glu(const Glu& op, int, Scratch& scratch) {
   Products products;
-  if (!products.plan(op.parts, 2, op.m)) return false;
+  if (!products.plan(op.parts, 2, op.m, op.prompt)) return false;
   scratch.shared = products.bytes + aligned(op.m * op.parts[0].weight.rows * 4);
   scratch.local = products.local;
   return true;
@@ -77,7 +87,7 @@ bool prepare_glu(const Glu& op, int, Scratch& scratch) {
 
 void run_glu(const Glu& op, Worker& worker) {
   Products products;
-  products.plan(op.parts, 2, op.m);
+  products.plan(op.parts, 2, op.m, op.prompt);
   const int64_t width = op.parts[0].weight.rows;
   float* up = reinterpret_cast<float*>(worker.shared + products.bytes);
   Part parts[2] = {op.parts[0], op.parts[1]};
@@ -85,9 +95,9 @@ void run_glu(const Glu& op, Worker& worker) {
   parts[0].ldy = op.ldy;
   parts[1].y = up;
   parts[1].ldy = width;
-  products.quantize(op.x, op.ldx, op.m, parts[0].weight.cols, worker.shared, worker);
+  products.quantize(op.x, op.ldx, parts[0].weight.cols, worker.shared, worker);
   worker.barrier();
-  products.multiply(parts, 2, op.m, worker.shared, worker);
+  products.multiply(parts, 2, worker.shared, worker);
   worker.barrier();
   activate_and_multiply(op.act, op.y, op.ldy, up, width, op.m, width, worker);
 }

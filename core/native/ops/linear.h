@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "vec.h"
 
 namespace zoo::ZOO_ISA::ops {
 
@@ -8,18 +9,23 @@ constexpr int KINDS = 4;
 constexpr int64_t PIECE = 256;  // columns of a row that one thread takes
 
 // A thread's share of y = x W^T, its scratch at the beginning of worker.local.
-void product(const Weight& weight, const void* act, const int32_t* pick, int64_t m, float* y, int64_t ldy,
+void product(const Weight& weight, int kind, const void* act, const int32_t* pick, int64_t m, float* y, int64_t ldy,
              const float* bias, const Worker& worker);
 
-// Where the quantised inputs of several products on one input lie in shared memory.
+// Several products on one input: which of its rows are needed quantised in which kind, and where they lie in shared memory.
 struct Products {
-  size_t act[KINDS];  // 1 + offset of the input of a kind, 0: nobody needs it
+  Range rows[KINDS];
+  size_t act[KINDS];  // offset
   size_t bytes;       // of all inputs
   size_t local;       // scratch of a thread
 
-  bool plan(const Part* parts, int count, int64_t m);
-  void quantize(const float* x, int64_t ldx, int64_t m, int64_t k, char* base, const Worker& worker) const;
-  void multiply(const Part* parts, int count, int64_t m, char* base, const Worker& worker) const;
+  // Rows from `prompt` on belong to prompts.
+  bool plan(const Part* parts, int count, int64_t m, int64_t prompt);
+  void quantize(const float* x, int64_t ldx, int64_t k, char* base, const Worker& worker) const;
+  void multiply(const Part* parts, int count, char* base, const Worker& worker) const;
+
+ private:
+  void want(const Part& part, int kind, Range wanted);
 };
 
 // gate = act(gate) * up, a thread's share.

@@ -135,7 +135,7 @@ bool plan(const Moe& op, Layout& at) {
       if (kind < 0 || kind >= KINDS || (table == op.down && kind != at.kind_down)) return false;
       if (table != op.down) wanted[kind] = true;
       // A token may name an expert more than once, so an expert has at most all pairs.
-      at.local = std::max(at.local, matmul_kernels.matmul_scratch(weight, pairs, 1));
+      at.local = std::max(at.local, matmul_kernels.matmul_scratch(weight, kind, pairs, 1));
     }
   }
   for (int kind = 0; kind < KINDS; ++kind)
@@ -190,8 +190,8 @@ void run_moe(const Moe& op, Worker& worker) {
     const int64_t begin = first[e], m = first[e + 1] - begin;
     if (m == 0) continue;
     for (auto [weight, to] : {std::pair{&op.gate[e], gate}, std::pair{&op.up[e], up}}) {
-      const char* input = base + at.act[matmul_kernels.activation_kind(weight->type)] - 1;
-      product(*weight, input, pick + begin, m, to + begin * width, width, nullptr, worker);
+      const int kind = matmul_kernels.activation_kind(weight->type);
+      product(*weight, kind, base + at.act[kind] - 1, pick + begin, m, to + begin * width, width, nullptr, worker);
     }
   }
   worker.barrier();
@@ -205,7 +205,7 @@ void run_moe(const Moe& op, Worker& worker) {
   for (int64_t e = 0; e < op.experts; ++e) {
     const int64_t begin = first[e], m = first[e + 1] - begin;
     if (m == 0) continue;
-    product(op.down[e], base + at.act_down, pick + begin, m, down + begin * out, out, nullptr, worker);
+    product(op.down[e], at.kind_down, base + at.act_down, pick + begin, m, down + begin * out, out, nullptr, worker);
   }
   worker.barrier();
   const int64_t pieces = (out + PIECE - 1) / PIECE;

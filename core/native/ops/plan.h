@@ -7,7 +7,7 @@
 namespace zoo::ZOO_ISA::ops {
 
 constexpr int64_t CHUNK = 128;     // keys of one unit of a single row
-constexpr int64_t TILE_ROWS = 32;  // query rows of one unit of a prompt
+constexpr int64_t TILE_ROWS = 128;  // query rows of one unit of a prompt
 
 // Some new tokens of a sequence, seen from one group of heads, over the keys begin <= j < end.
 struct Unit { int64_t sequence, lane, first, tokens, begin, end, partial; };

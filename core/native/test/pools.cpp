@@ -44,16 +44,16 @@ class Step {
     embedding_ = {zoo::EMBEDDING, 1, ids, TOKENS, table, x};
     norm_.code = zoo::RMS_NORM, norm_.x = x, norm_.y = normed, norm_.rows = TOKENS, norm_.cols = hidden;
     norm_.ldx = hidden, norm_.eps = 1e-6f;
-    glu_ = {zoo::GLU, zoo::SILU, normed, TOKENS, hidden, gate_, gated, hidden};
+    glu_ = {zoo::GLU, zoo::SILU, normed, TOKENS, hidden, 2, gate_, gated, hidden};
     sum_.code = zoo::ELEMENTWISE, sum_.what = zoo::ADD, sum_.a = x, sum_.b = gated, sum_.y = sum, sum_.rows = TOKENS;
     sum_.cols = sum_.lda = sum_.ldb = sum_.b_cols = hidden;
-    score_ = {zoo::LINEAR, 1, sum, TOKENS, hidden, &router_};
+    score_ = {zoo::LINEAR, 1, sum, TOKENS, hidden, 2, &router_};
     route_.code = zoo::ROUTE, route_.logits = scores, route_.indices = indices, route_.weights = weights;
     route_.tokens = TOKENS, route_.experts = route_.ld = experts, route_.top_k = top_k, route_.groups = 1;
     route_.top_groups = 1, route_.scale = 1;
     moe_ = {zoo::MOE, zoo::SILU, sum, TOKENS, hidden, indices, weights, top_k, experts, experts_[0].data(),
             experts_[1].data(), experts_[2].data(), x, hidden, mixed};
-    linear_ = {zoo::LINEAR, 1, mixed, TOKENS, hidden, &head_};
+    linear_ = {zoo::LINEAR, 1, mixed, TOKENS, hidden, TOKENS, &head_};
     sample_ = {zoo::SAMPLE, 0, logits, TOKENS, vocabulary, vocabulary, zeros, zeros, zeros, zeros, none, result_.as<int32_t>()};
     outcome_ = logits;
   }

@@ -1,4 +1,5 @@
 // Ops that multiply with a weight, each with every type.
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -46,13 +47,40 @@ void every_count(const TypeInfo& info, const Matrix& made, Random& random) {
     std::memcpy(x.data(), all.data(), x.bytes());
     nan_fill(y);
     const Part part{made.weight, y.as(), rows, m % 2 ? nullptr : bias.as()};
-    const Linear op{zoo::LINEAR, 1, x.as(), m, cols, &part};
+    const Linear op{zoo::LINEAR, 1, x.as(), m, cols, m, &part};
     // One product alone may be a small difference of large numbers.
     everywhere(name + " " + std::to_string(m) + " tokens", {&op}, {{&y, zoo::F32}}, m * rows < 100 ? 1e-3 : 1e-5);
     std::vector<uint8_t>& most = longest[m % 2];
     if (most.empty()) most.assign(y.data(), y.data() + y.bytes());
     expect(std::memcmp(most.data(), y.data(), y.bytes()) == 0, name + ": a row depends on the number of tokens");
     if (m == MOST) expect(error_of(made, x.as(), cols, m, y.as(), rows) < 0.01, name + ": the product in double precision");
+  }
+}
+
+// A prompt after some other tokens: tokens of either kind have the bits that they have without the other.
+void prompts(const TypeInfo& info, Random& random) {
+  constexpr int64_t rows = 37, cols = 1280, m = 19, split = 5;
+  const Matrix made = matrix(random, info, rows, cols);
+  const Buffer x = floats(random, m * cols), bias = floats(random, rows);
+  for (const Table& table : tables()) {
+    std::vector<std::vector<uint8_t>> found;
+    for (const auto [from, to, prompt] : {std::array<int64_t, 3>{0, m, split}, {0, split, split}, {split, m, 0}}) {
+      Buffer y(static_cast<size_t>((to - from) * rows) * 4);
+      nan_fill(y);
+      const Part part{made.weight, y.as(), rows, bias.as()};
+      const Linear op{zoo::LINEAR, 1, x.as() + from * cols, to - from, cols, prompt, &part};
+      const void* ops[] = {&op};
+      expect(zoo_execute(table.pool, ops, 1) == 0, "a prompt is run");
+      found.emplace_back(y.data(), y.data() + y.bytes());
+    }
+    found[1].insert(found[1].end(), found[2].begin(), found[2].end());
+    expect(found[0] == found[1], std::string("a prompt behind other tokens, ") + info.name + " on " + table.isa);
+    Buffer y(static_cast<size_t>(m * rows) * 4);
+    const Part part{made.weight, y.as(), rows, nullptr};
+    const Linear op{zoo::LINEAR, 1, x.as(), m, cols, 0, &part};
+    const void* ops[] = {&op};
+    expect(zoo_execute(table.pool, ops, 1) == 0, "a prompt is run");
+    expect(error_of(made, x.as(), cols, m, y.as(), rows) < 0.01, std::string("a prompt in double precision, ") + info.name);
   }
 }
 
@@ -71,10 +99,12 @@ void packed(const TypeInfo& info, Random& random) {
     for (int64_t m : {1, 2, 3, 9}) {
       const Buffer x = floats(random, m * cols), y(static_cast<size_t>(m * rows) * 4), z(static_cast<size_t>(m * rows) * 4);
       const Part parts[2] = {{made.weight, y.as(), rows, nullptr}, {weight, z.as(), rows, nullptr}};
-      const Linear op{zoo::LINEAR, 2, x.as(), m, cols, parts};
-      const void* ops[] = {&op};
-      expect(zoo_execute(table.pool, ops, 1) == 0, "a packed weight is run");
-      expect(std::memcmp(y.data(), z.data(), y.bytes()) == 0, std::string("packed ") + info.name + " on " + table.isa);
+      for (int64_t prompt : {m, m / 2, int64_t{0}}) {
+        const Linear op{zoo::LINEAR, 2, x.as(), m, cols, prompt, parts};
+        const void* ops[] = {&op};
+        expect(zoo_execute(table.pool, ops, 1) == 0, "a packed weight is run");
+        expect(std::memcmp(y.data(), z.data(), y.bytes()) == 0, std::string("packed ") + info.name + " on " + table.isa);
+      }
     }
     const Buffer ids = integers({36, 0, 7, 16}), y(static_cast<size_t>(4 * cols) * 4), z(static_cast<size_t>(4 * cols) * 4);
     const zoo::Embedding first{zoo::EMBEDDING, 1, ids.as<int32_t>(), 4, made.weight, y.as()};
@@ -95,11 +125,11 @@ void strided(const TypeInfo& info, const TypeInfo& other, Random& random) {
   nan_fill(z);
   const Part parts[2] = {{first.weight, y.as(), rows + gap, nullptr}, {second.weight, z.as(), rows + gap, nullptr}};
   const std::string name = std::string(info.name) + " and " + other.name;
-  const Linear linear{zoo::LINEAR, 2, x.as(), m, cols + gap, parts};
+  const Linear linear{zoo::LINEAR, 2, x.as(), m, cols + gap, m, parts};
   everywhere(name, {&linear}, {{&y, zoo::F32}, {&z, zoo::F32}});
   for (int32_t act : {zoo::SILU, zoo::GELU_TANH}) {
     for (int64_t tokens : {int64_t{1}, m}) {
-      const zoo::Glu glu{zoo::GLU, act, x.as(), tokens, cols + gap, parts, y.as(), rows + gap};
+      const zoo::Glu glu{zoo::GLU, act, x.as(), tokens, cols + gap, tokens, parts, y.as(), rows + gap};
       everywhere("glu of " + name, {&glu}, {{&y, zoo::F32}}, 2e-5);
     }
   }
@@ -173,6 +203,7 @@ void test_products() {
     for (const TypeInfo& other : {TYPES[0], TYPES[11], TYPES[13]}) strided(info, other, random);
     heads(info, random);
     packed(info, random);
+    prompts(info, random);
     embedding(info, random);
     for (const TypeInfo& other : {TYPES[0], TYPES[8]}) {
       if (!same_kind(info.type, other.type)) continue;

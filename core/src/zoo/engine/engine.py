@@ -97,7 +97,6 @@ class Engine:
             manager.reset()
         self.runner.plugin.reset_cache(self.runner.model, self.runner.cache)
 
-    @torch.inference_mode()
     def hidden(self, token_ids: tuple[int, ...], chunk_size: int) -> Tensor:
         """Hidden states [T, D] after the final norm for one sequence alone, run in chunks; keeps nothing."""
         sequence = Sequence("scoring", token_ids, SamplingParams(), frozenset(), 1)
@@ -110,7 +109,7 @@ class Engine:
                 self._grow(managers, sequence, stop)
                 batch = self.runner.batch([chunk], managers)
                 with self.runner.active():
-                    parts.append(self.runner.model.hidden(batch, self.runner.cache))
+                    parts.append(self.runner.hidden(batch))
                 self.scheduler.computed(chunk)
         finally:
             self.scheduler.finish(sequence)

@@ -21,7 +21,7 @@ from zoo.batch import Batch, CacheTables
 from zoo.cache.spec import RecurrentState
 from zoo.cache.storage import KVCache
 from zoo.hooks import CausalLM
-from zoo.kernels.native.pool import Pool
+from zoo.kernels.native.pool import Pool, session
 from zoo.kernels.native.recorder import Arena, ContractBroken, Program, record
 
 _log = logging.getLogger("zoo")
@@ -45,22 +45,32 @@ class Replay:
             self.stopped = "a recurrent state has no native kernels"
 
     def stand_in(self, batch: Batch) -> CausalLM:
-        """The model to give to the hook: one whose `hidden` replays this batch, or the model itself."""
-        if self.stopped or not _is_decode(batch) or self._has_hooks():
+        """The model to give to the hook: one whose `hidden` replays this batch, or says which tokens are of prompts."""
+        if not isinstance(self.model, nn.Module):
             return self.model
+        replayed = _is_decode(batch) and not self.stopped and not self._has_hooks()
         stand_in = object.__new__(type(self.model))
         # Everything of the model but `hidden`; what is set on the model later is there at the next step.
-        stand_in.__dict__ = {**self.model.__dict__, "hidden": self._hidden_of(batch)}
+        stand_in.__dict__ = {**self.model.__dict__, "hidden": self._hidden_of(batch) if replayed else self._computed}
         return stand_in
 
     def _hidden_of(self, expected: Batch) -> Callable[[Batch, KVCache], Tensor]:
         def hidden(batch: Batch, cache: KVCache) -> Tensor:
             # A wrapper may have changed the batch: then it is no recorded step.
             if batch is not expected or cache is not self.cache:
-                return self.model.hidden(batch, cache)
+                return self._computed(batch, cache)
             return self._replayed(batch)
 
         return hidden
+
+    def _computed(self, batch: Batch, cache: KVCache) -> Tensor:
+        current = session()
+        if batch.prompt_start is not None:
+            current.step = len(batch.positions), batch.prompt_start
+        try:
+            return self.model.hidden(batch, cache)
+        finally:
+            current.step = None
 
     def _replayed(self, batch: Batch) -> Tensor:
         size = len(batch.query_lens)
@@ -72,7 +82,7 @@ class Replay:
             except ContractBroken as broken:
                 self.stopped = str(broken)
                 _log.warning("%s runs op by op, which is slower: %s", type(self.model).__name__, broken)
-                return self.model.hidden(batch, self.cache)
+                return self._computed(batch, self.cache)
             self._steps[size] = step
             return step.output()
         return step.run(batch, self.pool)
@@ -165,6 +175,7 @@ class _StepBatch(Batch):
 def _is_decode(batch: Batch) -> bool:
     return (
         batch.max_query_len == 1
+        and batch.prompt_start in (None, batch.num_tokens)
         and len(batch.input_ids) == len(batch.query_lens) == len(batch.logits_indices) == batch.num_tokens
         and batch.input_embeds is None
         and batch.lora_index is None

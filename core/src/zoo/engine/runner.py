@@ -56,7 +56,7 @@ class Runner:
                     torch.set_num_threads(threads)
 
     def batch(self, chunks: Items[Chunk], managers: Items[BlockManager], *, all_logits: bool = False) -> Batch:
-        """Pack chunks. Logits are wanted of the last `num_logits` tokens of each chunk, or of every token.
+        """Pack chunks, those of answers first. Logits are wanted of the last `num_logits` tokens of each chunk, or of every token.
 
         A recurrent state is zeroed where a sequence begins, so that nothing of the row's last owner is left.
         """
@@ -92,13 +92,21 @@ class Runner:
             max_query_len=max(chunk.length for chunk in chunks),
             max_seq_len=max(ends),
             request_ids=tuple(chunk.sequence.request_id for chunk in chunks),
+            prompt_start=sum(chunk.length for chunk in chunks if not chunk.is_prompt),
         )
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """Logits float32 [L, V] through the plugin's hook."""
-        model = self.model if self.replay is None else self.replay.stand_in(batch)
-        return self.plugin.forward(model, batch, self.cache)
+        return self.plugin.forward(self._model_for(batch), batch, self.cache)
+
+    @torch.inference_mode()
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states [T, D] after the final norm."""
+        return self._model_for(batch).hidden(batch, self.cache)
+
+    def _model_for(self, batch: Batch) -> CausalLM:
+        return self.model if self.replay is None else self.replay.stand_in(batch)
 
     def _states(self, chunks: Items[Chunk], group: int, manager: BlockManager) -> tuple[list[int], list[int]]:
         rows = [row for chunk in chunks for row in manager.table(chunk.sequence.request_id)]

@@ -29,6 +29,11 @@ class Chunk:
     length: int
 
     @property
+    def is_prompt(self) -> bool:
+        """Whether its tokens belong to the prompt. A chunk has tokens of one kind: kernels may treat the two differently."""
+        return self.start < len(self.sequence.prompt_token_ids)
+
+    @property
     def is_last(self) -> bool:
         """Whether the chunk reaches the newest token, so that its logits choose the next."""
         return self.start + self.length == self.sequence.num_tokens
@@ -72,7 +77,7 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """The chunks of the next step, in the order of the batch. Blocks for them are already owned.
+        """The chunks of the next step, in the order of the batch: answers first. Blocks for them are already owned.
 
         Raises CapacityError if one sequence alone needs more blocks than there are.
         """
@@ -83,7 +88,7 @@ class Scheduler:
         for place, sequence in enumerate(prompts):
             self._continue(sequence, self._share(chunks, alone=place == len(prompts) - 1 and not self.waiting), chunks)
         self._admit(chunks)
-        return list(chunks.values())
+        return sorted(chunks.values(), key=lambda chunk: chunk.is_prompt)
 
     def computed(self, chunk: Chunk) -> None:
         """Note that a chunk is in the cache."""
@@ -142,6 +147,8 @@ class Scheduler:
 
     def _length(self, sequence: Sequence, share: int) -> int:
         length = min(share, sequence.num_uncomputed)
+        if (prompt := len(sequence.prompt_token_ids) - sequence.num_computed_tokens) > 0:
+            length = min(length, prompt)  # what was computed as an answer is computed so again after a preemption
         return min(length, _MAX_LOGITS_CHUNK) if sequence.wants_prompt_logits(sequence.num_computed_tokens) else length
 
     def _adopt(self, sequence: Sequence) -> None:

@@ -36,6 +36,7 @@ def glu(
         flat.data_ptr(),
         len(flat),
         flat.stride(0),
+        call.first_prompt(flat),
         ctypes.addressof(parts),
         y.data_ptr(),
         width,

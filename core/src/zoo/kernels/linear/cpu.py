@@ -25,6 +25,14 @@ def linear(x: Tensor, weights: Sequence[Tensor | QuantTensor], biases: Sequence[
             for weight, y, bias in zip(found, outputs, added, strict=True)
         )
     )
-    op = structs.Linear(structs.LINEAR, len(found), flat.data_ptr(), len(flat), flat.stride(0), ctypes.addressof(parts))
+    op = structs.Linear(
+        structs.LINEAR,
+        len(found),
+        flat.data_ptr(),
+        len(flat),
+        flat.stride(0),
+        call.first_prompt(flat),
+        ctypes.addressof(parts),
+    )
     call.run(op, parts, weights, added)
     return tuple(outputs)

@@ -43,6 +43,12 @@ def rows(x: Tensor) -> Tensor:
     return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
 
 
+def first_prompt(x: Tensor) -> int:
+    """The row of x [T, D] from which on rows belong to prompts; T if none does, or if its rows are not the step's tokens."""
+    step = session().step
+    return step[1] if step is not None and step[0] == len(x) else len(x)
+
+
 def constant(x: Tensor | None) -> Tensor | None:
     """A bias or a sink as a run of float32; it is the same at every step, so a recording may hold it."""
     if x is None or (x.dtype == torch.float32 and x.is_contiguous()):

@@ -64,13 +64,17 @@ class Pool:
 
 
 class Session:
-    """What ops called here run on: a pool, and the recorder that takes them down, if any."""
+    """What ops called here run on: a pool, and the recorder that takes them down, if any.
 
-    __slots__ = ("pool", "recorder")
+    `step`: how many tokens the layers of the model compute now, and from which one on they belong to prompts.
+    """
+
+    __slots__ = ("pool", "recorder", "step")
 
     def __init__(self, pool: Pool, recorder: Recorder | None = None) -> None:
         self.pool = pool
         self.recorder = recorder
+        self.step: tuple[int, int] | None = None
 
 
 _SESSION: ContextVar[Session | None] = ContextVar("zoo_native_session", default=None)

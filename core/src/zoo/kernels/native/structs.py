@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-ABI = 2
+ABI = 3
 """ZOO_ABI of zoo.h."""
 
 F32, F16, BF16, FP8_E4M3 = 0, 1, 30, 1000
@@ -49,13 +49,13 @@ class Stack(ctypes.Structure):
 class Linear(ctypes.Structure):
     """Several weights on one input."""
 
-    _fields_ = _fields("i: code count; p: x; q: m ldx; p: parts")
+    _fields_ = _fields("i: code count; p: x; q: m ldx prompt; p: parts")
 
 
 class Glu(ctypes.Structure):
     """Gate and up with the activation between them."""
 
-    _fields_ = _fields("i: code act; p: x; q: m ldx; p: parts y; q: ldy")
+    _fields_ = _fields("i: code act; p: x; q: m ldx prompt; p: parts y; q: ldy")
 
 
 class Embedding(ctypes.Structure):
