@@ -44,6 +44,9 @@ class Zoo:
         imported = time.perf_counter()
         self._llm = LLM.load(job["path"], device="cpu", threads=job["threads"], context=job["context"])
         ended = time.perf_counter()
+        from zoo.weights import pages
+
+        pages.wait()
         self._generate, model = job["generate"], cast(Any, self._llm.model)
         self.facts = {
             "engine": f"computing in {self._llm.info.dtype}",
@@ -135,15 +138,18 @@ class Bandwidth:
     """GB/s that all threads together read memory with: the best of some passes over more than any cache holds."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        import torch
-
         from zoo.kernels.native import library
         from zoo.kernels.native.pool import Pool
+        from zoo.weights import pages
 
         usable, reason = library.usable()
         if not usable:
             raise SystemExit(f"the native library is needed: {reason}")
-        self._pool, self._data = Pool(job["threads"]), torch.ones(BANDWIDTH_BYTES, dtype=torch.uint8)
+        self._pool = Pool(job["threads"])
+        region, self._data = pages.memory(BANDWIDTH_BYTES)
+        self._data.fill_(1)
+        pages.collapse_later(region, self._data, lambda: 0)
+        pages.wait()
         self.facts = {"engine": f"instruction set {self._pool.isa}"}
 
     def read(self) -> float:

@@ -40,7 +40,8 @@ class Batch:
     `tables`: one CacheTables per cache group. Padding tokens stand at the end (slot -1), padding sequences are empty.
     `query_lens`: new tokens per sequence; `max_query_len`, `max_seq_len`: their maxima, with the cached tokens for the
     latter. `prompt_start`: tokens from this one on belong to prompts, those before continue answers; kernels may round
-    the two kinds differently, and each token of a kind alike in every batch; None: as answers. `input_embeds` [T, D] replaces the embedding lookup where a caller supplies vectors; `lora_index` int32 [S].
+    the two kinds differently, and each token of a kind alike in every batch; None: as answers. `input_embeds` [T, D]
+    replaces the embedding lookup where a caller supplies vectors; `lora_index` int32 [S].
     """
 
     input_ids: Tensor

@@ -74,6 +74,7 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, repeat: int) -> dict[
     Raises ContextLengthError where prompt and generation together exceed the context.
     """
     from zoo.engine.sequence import SamplingParams
+    from zoo.weights import pages
 
     if prompt_tokens + gen_tokens > llm.context:
         raise ContextLengthError(
@@ -88,6 +89,7 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, repeat: int) -> dict[
     prompt = [(i * 7919 + 13) % size for i in range(prompt_tokens)]
     params = SamplingParams(max_tokens=gen_tokens, temperature=0, ignore_eos=True)
     # What is done once, such as recording a decode step, is not measured.
+    pages.wait()
     llm.generate(prompt[:8], SamplingParams(max_tokens=4, temperature=0, ignore_eos=True))
     prefill, decode = [], []
     for _ in range(repeat):

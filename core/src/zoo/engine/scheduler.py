@@ -30,7 +30,7 @@ class Chunk:
 
     @property
     def is_prompt(self) -> bool:
-        """Whether its tokens belong to the prompt. A chunk has tokens of one kind: kernels may treat the two differently."""
+        """Whether its tokens are of the prompt. A chunk has tokens of one kind: kernels may treat them differently."""
         return self.start < len(self.sequence.prompt_token_ids)
 
     @property

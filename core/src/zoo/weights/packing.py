@@ -10,7 +10,6 @@ import mmap
 from collections.abc import Callable, Iterable, Iterator
 
 import psutil
-import torch
 from torch import Tensor, nn
 
 from zoo.formats.ggml import GGML_BY_NAME
@@ -18,6 +17,7 @@ from zoo.kernels.native import call
 from zoo.kernels.native.pool import Pool, Session, using
 from zoo.quant import tiles
 from zoo.quant.tensor import QuantTensor
+from zoo.weights import pages
 
 _CHUNK_BYTES = 16 << 20
 _ALIGN = 64
@@ -44,7 +44,8 @@ def pack_weights(
         return f"{need}, and {available / 1e9:.1f} GB of memory are available"
     if not total:
         return ""
-    room, done = _memory(total), 0
+    memory, room = pages.memory(total)
+    done = 0
     packed: dict[int, QuantTensor] = {}
     with using(Session(pool)):
         for module, name, weight in found:
@@ -58,6 +59,7 @@ def pack_weights(
     # Once more as a whole: pages that two matrices share were left, and reading one maps pages around it.
     for first, end in _runs([weight.parts["data"] for _, _, weight in found]):
         release(first, end - first)
+    pages.collapse_later(memory, room, lambda: pool.calls)
     return ""
 
 
@@ -85,15 +87,6 @@ def _matrices(model: nn.Module, pool: Pool) -> Iterator[tuple[nn.Module, str, Qu
 def _packed_bytes(weight: QuantTensor, pool: Pool) -> int:
     rows, row_bytes = pool.tile_rows(GGML_BY_NAME[weight.type].id), weight.parts["data"].shape[1]
     return -(-(-(-len(weight) // rows) * rows * row_bytes) // _ALIGN) * _ALIGN
-
-
-def _memory(nbytes: int) -> Tensor:
-    """Memory that nothing is written to yet.
-
-    Huge pages are not asked for: decoding gains a seventh by them, but where a hypervisor lends the memory they take
-    three times as long to get as all the packing.
-    """
-    return torch.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
 
 
 def _pack(weight: QuantTensor, room: Tensor, pool: Pool, release: Callable[[int, int], None]) -> QuantTensor:

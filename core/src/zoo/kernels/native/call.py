@@ -44,7 +44,7 @@ def rows(x: Tensor) -> Tensor:
 
 
 def first_prompt(x: Tensor) -> int:
-    """The row of x [T, D] from which on rows belong to prompts; T if none does, or if its rows are not the step's tokens."""
+    """The row of x [T, D] from which on rows belong to prompts; T if none does or rows are not the step's tokens."""
     step = session().step
     return step[1] if step is not None and step[0] == len(x) else len(x)
 

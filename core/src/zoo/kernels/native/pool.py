@@ -36,6 +36,7 @@ class Pool:
         if not self.handle:
             raise CapacityError(f"no pool of {self.threads} threads can be made", remedy="use fewer --threads")
         self._process = os.getpid()
+        self.calls = 0  # begun and ended
         self._end = weakref.finalize(self, _destroy, self._library, self.handle, self._process)
         # Not when the process ends: a daemon thread may be in the middle of a call then, on memory that would be freed.
         self._end.atexit = False
@@ -45,7 +46,9 @@ class Pool:
     def execute(self, ops: ctypes.Array[ctypes.c_void_p]) -> None:
         """Run ops by their addresses, in order."""
         assert os.getpid() == self._process, "threads do not survive a fork: load the model in the child"
+        self.calls += 1
         failed = self._library.zoo_execute(self.handle, ops, len(ops))
+        self.calls += 1
         assert not failed, f"op {failed - 1} has a weight type without a kernel; the caller asks has_type first"
 
     def read_s(self, data: torch.Tensor) -> None:
