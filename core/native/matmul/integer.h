@@ -77,25 +77,39 @@ ZOO_INLINE VF scaled(VF sum, VF total, const Head<K>& block, const ActBlock& x) 
   return sum;
 }
 
-// A unit's share of the data at `next`, a few lines at a time: more at once wait for each other. Into the second level, for
-// the first one has too few misses in flight.
-template <class F, int I>
-ZOO_INLINE void fetch_ahead(const uint8_t* next) {
+// Block I's share of a unit at `from`, a few lines at a time: more at once wait for each other.
+template <class F, int I, int LEVEL>
+ZOO_INLINE void fetch_share(const uint8_t* from) {
   constexpr int share = F::BYTES * W / F::BLOCKS, first = I * share / 64 * 64, last = (I + 1) * share / 64 * 64;
   repeat<(F::BLOCKS == 1 ? (share + 63) / 64 : (last - first) / 64)>(
-      [&](auto line) ZOO_INLINE_LAMBDA { __builtin_prefetch(next + first + 64 * line, 0, 2); });
+      [&](auto line) ZOO_INLINE_LAMBDA { __builtin_prefetch(from + first + 64 * line, 0, LEVEL == 1 ? 3 : 2); });
 }
 
-// The next unit of raw rows, into the first level. Packed rows are one stream, which gains nothing by it.
+// Data at `next` into the second level, for the first one has too few misses in flight.
 template <class F, int I>
-ZOO_INLINE void fetch_unit(const RawRows& rows) {
+ZOO_INLINE void fetch_ahead(const uint8_t* next) {
+  fetch_share<F, I, 2>(next);
+}
+
+// What few tokens are multiplied with soon: the next unit of raw rows into the first level, and a tile at `next`.
+template <class F, int I>
+ZOO_INLINE void fetch_soon(const RawRows& rows, const uint8_t* next) {
+  fetch_ahead<F, I>(next);
   if constexpr (F::BLOCKS == 8) {
     repeat<(F::BYTES + 63) / 64>(
         [&](auto line) ZOO_INLINE_LAMBDA { __builtin_prefetch(rows.row(I) + F::BYTES + 64 * line, 0, 3); });
   }
 }
+
+// Packed rows are one stream. Processors with AMX follow one of large blocks by themselves, better than by being told: then
+// it only has to come from the second level in time.
 template <class F, int I>
-ZOO_INLINE void fetch_unit(const PackedRows&) {}
+ZOO_INLINE void fetch_soon([[maybe_unused]] const PackedRows& rows, const uint8_t* next) {
+#ifdef __AMX_INT8__
+  if constexpr (F::BLOCKS == 8) return fetch_share<F, I, 1>(rows.p + 1536);
+#endif
+  fetch_ahead<F, I>(next);
+}
 
 // W rows against T tokens -> sums [T]. `next` is where the tile after this one begins: its rows follow those of this one,
 // so fetching it ahead is one linear stream, whatever the length of a row.
@@ -110,8 +124,7 @@ ZOO_INLINE void tile_times_tokens(P rows, int64_t cols, const ActBlock* const* t
     typename F::template Unit<P> unit;
     unit.read(rows);
     repeat<F::BLOCKS>([&](auto i) ZOO_INLINE_LAMBDA {
-      fetch_ahead<F, i>(next);
-      fetch_unit<F, i>(rows);
+      fetch_soon<F, i>(rows, next);
       const Head<K> head = unit.template head<i>(rows);
       Products products[T];
       repeat<8>([&](auto j) ZOO_INLINE_LAMBDA {
