@@ -253,6 +253,43 @@ def test_a_model_that_breaks_the_contract_runs_op_by_op_and_says_so_once(
     assert BREAKS[kind] in said
 
 
+class Scales(LlamaForCausalLM):
+    """Computes with torch what comes after the layers."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return super().logits(hidden) * 0.5
+
+
+def test_layers_are_replayed_where_logits_cannot_be(
+    gguf: Path, runs: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = sample_ids(9)
+    with LLM.load(gguf, device="cpu") as llm:
+        wanted = llm.generate(ids, GREEDY).token_ids
+        whole = runs[0]
+    runs.clear()
+    with LLM.load(gguf, device="cpu", plugins=[Become(Scales)]) as llm:
+        assert llm.generate(ids, GREEDY).token_ids == wanted
+    assert set(runs) == {whole - 1}, "all but the product with the vocabulary"
+    assert len(runs) == GREEDY.max_tokens - 2
+    assert not warnings_of(caplog)
+
+
+def test_a_method_that_is_set_on_the_model_is_called(gguf: Path, runs: list[int]) -> None:
+    ids = sample_ids(9)
+    with LLM.load(gguf, device="cpu") as llm:
+        wanted = llm.generate(ids, GREEDY).token_ids
+        logits = llm.model.logits
+        llm.model.logits = lambda hidden: -logits(hidden)  # type: ignore[method-assign]
+        other = llm.generate(ids, GREEDY).token_ids
+        replay_of(llm).stopped = "the test wants it"
+        assert llm.generate(ids, GREEDY).token_ids == other
+        replay_of(llm).stopped = ""
+        del llm.model.logits
+        assert llm.generate(ids, GREEDY).token_ids == wanted
+    assert other != wanted
+
+
 def test_an_error_while_recording_leaves_nothing_recorded(gguf: Path, runs: list[int]) -> None:
     failing = [True]
 
@@ -442,10 +479,8 @@ def test_the_arena_hands_memory_on(arena: Arena) -> None:
 
 
 def buffers(replay: Replay) -> int:
-    """Bytes that recordings hold, those that lie in free buffers included."""
-    free = sum(nbytes * len(found) for nbytes, found in replay._arena._free.items())
-    outputs = [step._program.output for step in replay._steps.values() if step._program is not None]
-    return free + sum(output.untyped_storage().nbytes() for output in outputs)
+    """Bytes that recordings hold. All buffers are free between two steps."""
+    return sum(nbytes * len(found) for nbytes, found in replay._arena._free.items())
 
 
 def test_memory_of_recordings_is_bounded(gguf: Path) -> None:
@@ -457,7 +492,7 @@ def test_memory_of_recordings_is_bounded(gguf: Path) -> None:
             for count in counts:
                 llm.generate(prompts[:count], SamplingParams(max_tokens=3, temperature=0, ignore_eos=True))
             replay = replay_of(llm)
-            assert sorted(replay._steps) == list(counts)
+            assert sorted(size for size, _ in replay._steps) == list(counts)
             sizes[name] = buffers(replay)
     assert 0 < sizes["largest"] < sizes["all"] < 5 * sizes["largest"]
 

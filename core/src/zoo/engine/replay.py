@@ -2,7 +2,8 @@
 
 A step of S sequences with one new token each does the same work whatever the tokens: only the contents of the batch's
 index tensors change, and kernels read those from memory. So the first step of each S is recorded on input buffers that
-stay, and later steps are copied into them. The hook `forward` still runs each time, on a stand-in for the model.
+stay, and later steps are copied into them: the whole step where the hook `forward` is the one that zoo has itself. Any
+other runs each time, on a stand-in for the model whose `hidden` is replayed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Replay:
         self.pool = pool
         self.stopped = ""
         self._arena = Arena()
-        self._steps: dict[int, _Step] = {}
+        self._steps: dict[tuple[int, str], _Step] = {}
+        self._whole = True
         self._handles_seen = -1
         self._hooked = False
         if not isinstance(model, nn.Module):
@@ -45,21 +47,41 @@ class Replay:
             self.stopped = "a recurrent state has no native kernels"
 
     def stand_in(self, batch: Batch) -> CausalLM:
-        """The model to give to the hook: one whose `hidden` replays this batch, or says which tokens are of prompts."""
+        """The model to give to a hook: one whose `hidden` replays this batch, or says which tokens are of prompts."""
         if not isinstance(self.model, nn.Module):
             return self.model
-        replayed = _is_decode(batch) and not self.stopped and not self._has_hooks()
+        replayed = self._is_replayed(batch)
         stand_in = object.__new__(type(self.model))
         # Everything of the model but `hidden`; what is set on the model later is there at the next step.
         stand_in.__dict__ = {**self.model.__dict__, "hidden": self._hidden_of(batch) if replayed else self._computed}
         return stand_in
+
+    def logits(self, batch: Batch) -> Tensor | None:
+        """Logits [S, V] of a batch, `model.logits` of `model.hidden`, until the next step; None: it is not replayed."""
+        if not self._whole or not self._is_replayed(batch) or {"hidden", "logits"} & self.model.__dict__.keys():
+            return None
+        try:
+            # Each of its tokens wants logits.
+            return self._replayed("logits", batch, lambda at: self.model.logits(self.model.hidden(at, self.cache)))
+        except ContractBroken:
+            self._whole = False  # by `hidden` or by `logits`: the stand-in tells
+            return None
+
+    def _is_replayed(self, batch: Batch) -> bool:
+        return not self.stopped and _is_decode(batch) and not self._has_hooks()
 
     def _hidden_of(self, expected: Batch) -> Callable[[Batch, KVCache], Tensor]:
         def hidden(batch: Batch, cache: KVCache) -> Tensor:
             # A wrapper may have changed the batch: then it is no recorded step.
             if batch is not expected or cache is not self.cache:
                 return self._computed(batch, cache)
-            return self._replayed(batch)
+            try:
+                # A copy: a wrapper may keep them, and the next step writes there again.
+                return self._replayed("hidden", batch, lambda at: self.model.hidden(at, cache)).clone()
+            except ContractBroken as broken:
+                self.stopped = str(broken)
+                _log.warning("%s runs op by op, which is slower: %s", type(self.model).__name__, broken)
+                return self._computed(batch, cache)
 
         return hidden
 
@@ -72,20 +94,16 @@ class Replay:
         finally:
             current.step = None
 
-    def _replayed(self, batch: Batch) -> Tensor:
-        size = len(batch.query_lens)
-        step = self._steps.get(size)
-        if step is None:
-            step = _Step(size, batch, self.cache)
-            try:
-                step.record(self.model, self.cache, batch, self.pool, self._arena)
-            except ContractBroken as broken:
-                self.stopped = str(broken)
-                _log.warning("%s runs op by op, which is slower: %s", type(self.model).__name__, broken)
-                return self._computed(batch, self.cache)
-            self._steps[size] = step
-            return step.output()
-        return step.run(batch, self.pool)
+    def _replayed(self, what: str, batch: Batch, function: Callable[[Batch], Tensor]) -> Tensor:
+        """What a function of that name gives for a batch, until the next step. Raises ContractBroken."""
+        key = len(batch.query_lens), what
+        step = self._steps.get(key)
+        if step is not None:
+            return step.run(batch, self.pool)
+        step = _Step(key[0], batch, self.cache)
+        output = step.record(function, batch, self.pool, self._arena)
+        self._steps[key] = step
+        return output
 
     def _has_hooks(self) -> bool:
         """Whether a torch hook is registered on any module: it must see the real calls, so nothing is replayed."""
@@ -127,20 +145,16 @@ class _Step:
         )
         self._program: Program | None = None
 
-    def record(self, model: CausalLM, cache: KVCache, batch: Batch, pool: Pool, arena: Arena) -> None:
+    def record(self, function: Callable[[Batch], Tensor], batch: Batch, pool: Pool, arena: Arena) -> Tensor:
         self._fill(batch)
-        self._program = record(lambda: model.hidden(self.inputs, cache), pool, arena)
+        self._program = record(lambda: function(self.inputs), pool, arena)
+        return self._program.output
 
     def run(self, batch: Batch, pool: Pool) -> Tensor:
         assert self._program is not None
         self._fill(batch)
         self._program.run(pool)
-        return self.output()
-
-    def output(self) -> Tensor:
-        """Hidden states of the last run. A copy: a wrapper may keep them, and the next step writes there again."""
-        assert self._program is not None
-        return self._program.output.clone()
+        return self._program.output
 
     def _fill(self, batch: Batch) -> None:
         self.inputs.input_ids.copy_(batch.input_ids)

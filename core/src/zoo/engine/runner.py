@@ -97,8 +97,10 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        """Logits float32 [L, V] through the plugin's hook."""
-        return self.plugin.forward(self._model_for(batch), batch, self.cache)
+        """Logits float32 [L, V] through the plugin's hook, or as it would give them; until the next step."""
+        replay = self.replay if self.plugin.forward_is_plain else None
+        logits = None if replay is None else replay.logits(batch)
+        return self.plugin.forward(self._model_for(batch), batch, self.cache) if logits is None else logits
 
     @torch.inference_mode()
     def hidden(self, batch: Batch) -> Tensor:

@@ -28,34 +28,35 @@ class Sampler:
         for token in suppressed:
             banned[token] = True
         self.banned = banned.to(device) if bool(banned.any()) else None
+        self._banned_ids = frozenset(banned.nonzero().flatten().tolist())
+        self._greedy: dict[int, dict[str, Tensor]] = {}
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, sequences: Items[Sequence]) -> list[int]:
         """Token ids for logits float32 [L, V], one row per sequence; fills their logprobs if they want them."""
-        raw = logits
-        if self.banned is not None:
-            logits = logits.masked_fill(self.banned, float("-inf"))
-        if any(_edits(sequence) for sequence in sequences):
-            logits = self._edited(logits, sequences)
-        temperature, top_p, min_p, uniform = self._settings(sequences)
-        tokens: list[int] = kernels.sample(
-            logits,
-            temperature=temperature,
-            # Not through float32, which has no 2^31 - 1.
-            top_k=torch.tensor([s.params.top_k or 0 for s in sequences], dtype=torch.int32, device=self.device),
-            top_p=top_p,
-            min_p=min_p,
-            uniform=uniform,
-        ).tolist()
+        greedy, edited = not any(s.params.temperature for s in sequences), any(_edits(s) for s in sequences)
+        tokens = self._choose(logits, sequences, greedy=greedy) if greedy and not edited else None
+        # The largest logit is the largest of those that are not banned, unless it is banned: only then a copy is made.
+        if tokens is None or not self._banned_ids.isdisjoint(tokens):
+            allowed = logits if self.banned is None else logits.masked_fill(self.banned, float("-inf"))
+            tokens = self._choose(self._edited(allowed, sequences) if edited else allowed, sequences, greedy=greedy)
         for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
             if sequence.params.logprobs is not None:
-                sequence.logprobs.append(logprob(raw[row], token, sequence.params.logprobs))
+                sequence.logprobs.append(logprob(logits[row], token, sequence.params.logprobs))
         return tokens
 
-    def _settings(self, sequences: Items[Sequence]) -> tuple[Tensor, ...]:
-        """Temperature, top_p, min_p and a random number of each sequence: float32 [L] each."""
+    def _choose(self, logits: Tensor, sequences: Items[Sequence], *, greedy: bool) -> list[int]:
+        if not greedy:
+            settings = self._settings(sequences)
+        elif (settings := self._greedy.get(len(sequences), {})) == {}:
+            settings = self._greedy[len(sequences)] = self._settings(sequences)
+        tokens: list[int] = kernels.sample(logits, **settings).tolist()
+        return tokens
+
+    def _settings(self, sequences: Items[Sequence]) -> dict[str, Tensor]:
+        """What `kernels.sample` takes beside the logits, [L] each; of greedy rows only the temperature counts."""
         rows = [(s.params.temperature or 0.0, s.params.top_p, s.params.min_p or 0.0, s) for s in sequences]
-        return self._floats(
+        temperature, top_p, min_p, uniform = self._floats(
             [
                 [temperature for temperature, *_ in rows],
                 [1.0 if top_p is None else top_p for _, top_p, *_ in rows],
@@ -64,6 +65,9 @@ class Sampler:
                 [_uniform(sequence) if temperature > 0 else 0.0 for temperature, _, _, sequence in rows],
             ]
         ).unbind()
+        # Not through float32, which has no 2^31 - 1.
+        top_k = torch.tensor([s.params.top_k or 0 for s in sequences], dtype=torch.int32, device=self.device)
+        return {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "uniform": uniform}
 
     @torch.inference_mode()
     def score(self, logits: Tensor, sequence: Sequence, start: int) -> None:

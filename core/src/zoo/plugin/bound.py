@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from zoo.errors import PluginError
+from zoo.plugin.architecture import ArchitecturePlugin
 
 if TYPE_CHECKING:
     from pluggy import HookCaller
@@ -24,7 +25,7 @@ class BoundPlugin:
     Every method raises what the plugin or a wrapper raises, and PluginError if they answer with nothing.
     """
 
-    __slots__ = ("_eos", "_forward", "_load", "_reset_cache", "_vocab", "name", "plugin")
+    __slots__ = ("_eos", "_forward", "_load", "_reset_cache", "_vocab", "forward_is_plain", "name", "plugin")
 
     def __init__(self, name: str, plugin: object, callers: Mapping[str, HookCaller]) -> None:
         """`callers`: for each hook a caller that reaches this plugin and the wrappers, and no other plugin."""
@@ -35,6 +36,8 @@ class BoundPlugin:
         self._eos = callers["eos"]
         self._vocab = callers["vocab"]
         self._reset_cache = callers["reset_cache"]
+        self.forward_is_plain = _is_plain(callers["forward"])
+        """Whether `forward` gives `model.logits` of `model.hidden`, with no wrapper around it."""
 
     def load(self, source: ModelSource, options: LoadOptions) -> CausalLM:
         """Build the model with its weights."""
@@ -73,3 +76,8 @@ class BoundPlugin:
             f"hook {hook} of plugin {self.name!r} returned None",
             remedy=f"return {wanted}, from the plugin and from every wrapper of {hook}",
         )
+
+
+def _is_plain(forward: HookCaller) -> bool:
+    function = forward.get_hookimpls()[0].function if len(forward.get_hookimpls()) == 1 else None
+    return getattr(function, "__func__", None) is ArchitecturePlugin.forward

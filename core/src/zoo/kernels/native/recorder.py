@@ -66,7 +66,10 @@ def _aligned(nbytes: int) -> np.ndarray:
 
 
 class Program:
-    """A recorded step: run it after its inputs have been written. `output` is what the step gave, and gives again."""
+    """A recorded step: run it after its inputs have been written. `output` is what the step gave, and gives again.
+
+    It is there until another program on the same arena is recorded or run.
+    """
 
     def __init__(self, ops: Sequence[ctypes.Structure], kept: Sequence[Any], output: Tensor) -> None:
         self.output = output
@@ -109,8 +112,15 @@ def record(step: Callable[[], Tensor], pool: Pool, arena: Arena) -> Program:
     """Run a step once and take it down. Raises ContractBroken, after which the step has not run to its end."""
     recorder = Recorder(arena)
     with using(Session(pool, recorder)), _Watch(recorder):
-        output = step()
+        output = _unleased(step())
     return Program(recorder.ops, recorder.kept, output)
+
+
+def _unleased(x: Tensor) -> Tensor:
+    """The same values, on a buffer that goes back to the arena when x dies: the next step may write there."""
+    storage = x.untyped_storage()
+    memory = (ctypes.c_byte * storage.nbytes()).from_address(storage.data_ptr())
+    return torch.frombuffer(memory, dtype=x.dtype).as_strided(x.shape, x.stride(), x.storage_offset())
 
 
 class _Watch(TorchDispatchMode):
