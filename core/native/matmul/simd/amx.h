@@ -108,20 +108,20 @@ inline void gather_tile(const Tokens& tokens, int64_t first, int64_t from, int64
 }
 
 template <class K>
-constexpr size_t TILE_PANEL_BYTES = sizeof(Block<K>) * TILE_GROUPS * TILE_BLOCKS;
+constexpr size_t TILE_PANEL_BYTES = sizeof(Block<K>) * TILE_BLOCKS;
 
-// Tiles of tokens that stay in a second-level cache while panel after panel passes by.
+// Tiles of tokens that stay in a second-level cache while panel after panel, each of W rows, passes by.
 inline int64_t tiles_together(int64_t cols, int64_t m) {
   const int64_t all = (m + TILE_TOKENS - 1) / TILE_TOKENS;
   const int64_t fit = TILE_CACHE / (TILE_TOKENS * cols / 32 * static_cast<int64_t>(sizeof(ActBlock)));
   return fit < 4 ? (all < 4 ? all : 4) : fit < all ? fit : all;
 }
 
-// A panel, 16 tokens, and the sums [tiles of tokens][TILE_GROUPS][16][W].
+// A panel, tiles of tokens, and their sums [tiles][TILE_GROUPS][16][W].
 template <class F>
 size_t tiles_scratch(const Weight& weight, int64_t m) {
-  const size_t sums = static_cast<size_t>(tiles_together(weight.cols, m) * TILE_GROUPS * TILE_TOKENS * W) * sizeof(float);
-  return TILE_PANEL_BYTES<typename F::Kind> + sizeof(TokenTile) * TILE_BLOCKS + sums;
+  constexpr size_t TILE = sizeof(TokenTile) * TILE_BLOCKS + sizeof(float) * TILE_GROUPS * TILE_TOKENS * W;
+  return TILE_PANEL_BYTES<typename F::Kind> + TILE * static_cast<size_t>(tiles_together(weight.cols, m));
 }
 
 template <class F, class P>
@@ -129,11 +129,12 @@ void integer_tiles(const Rows& rows, const Tokens& tokens, const Output& y, uint
   using K = typename F::Kind;
   auto* panel = reinterpret_cast<Block<K>*>(scratch);
   auto* tile = reinterpret_cast<TokenTile*>(scratch + TILE_PANEL_BYTES<K>);
-  auto* sums = reinterpret_cast<float*>(tile + TILE_BLOCKS);
   const int64_t blocks = rows.weight.cols / 32, together = tiles_together(tokens.cols, tokens.count) * TILE_TOKENS;
+  auto* sums = reinterpret_cast<float*>(tile + TILE_BLOCKS * (together / TILE_TOKENS));
   _tile_loadconfig(&TILE_SHAPES<K>);
   for (int64_t first = 0; first < tokens.count; first += together) {
     const int64_t last = first + together < tokens.count ? first + together : tokens.count;
+    const int64_t tiles = (last - first + TILE_TOKENS - 1) / TILE_TOKENS;
     for (int64_t row = rows.low; row < rows.high; row += TILE_GROUPS * rows.step) {
       const int64_t left = (rows.high - row + rows.step - 1) / rows.step, groups = left < TILE_GROUPS ? left : TILE_GROUPS;
       const uint8_t* next = rows.tile(row + groups * rows.step).data;
@@ -142,16 +143,14 @@ void integer_tiles(const Rows& rows, const Tokens& tokens, const Output& y, uint
       __builtin_memset(sums, 0, static_cast<size_t>(together * TILE_GROUPS * W) * sizeof(float));
       for (int64_t from = 0; from < blocks; from += TILE_BLOCKS) {
         const int64_t count = blocks - from < TILE_BLOCKS ? blocks - from : TILE_BLOCKS;
+        for (int64_t t = 0; t < tiles; t++) gather_tile(tokens, first + t * TILE_TOKENS, from, count, tile + t * TILE_BLOCKS);
         for (int64_t g = 0; g < groups; g++) {
           P p(from_rows[g].data, from_rows[g].stride);
           p.advance(from / F::BLOCKS * F::BYTES);
           for (int64_t i = 0; i < count; i += F::BLOCKS, p.advance(F::BYTES), next += F::BYTES * W)
-            fill_tiles<F>(p, next, panel + g * TILE_BLOCKS + i);
-        }
-        for (int64_t t = first; t < last; t += TILE_TOKENS) {
-          gather_tile(tokens, t, from, count, tile);
-          for (int64_t g = 0; g < groups; g++)
-            tile_times_panel<K>(panel + g * TILE_BLOCKS, count, tile, sums + ((t - first) * TILE_GROUPS + g * TILE_TOKENS) * W);
+            fill_tiles<F>(p, next, panel + i);
+          for (int64_t t = 0; t < tiles; t++)
+            tile_times_panel<K>(panel, count, tile + t * TILE_BLOCKS, sums + (t * TILE_GROUPS + g) * TILE_TOKENS * W);
         }
       }
       for (int64_t t = first; t < last; t++)
