@@ -278,6 +278,28 @@ inline void soften(Rows& rows, int64_t start) {
   }
 }
 
+// Rows of keys and values of a block, past its n keys the last one again.
+template <class E>
+struct Found {
+  const typename E::type *keys[KEYS], *values[KEYS];
+
+  void find(const Pages<E>& pages, int64_t position, int n) {
+    for (int j = 0; j < KEYS; ++j) {
+      const int64_t at = position + (j < n ? j : n - 1);
+      keys[j] = pages.keys + pages.offset(at, pages.key_row);
+      values[j] = pages.values + pages.offset(at, pages.value_row);
+    }
+  }
+  // Many rows at once: a row alone is over before memory has answered.
+  void fetch(int64_t key_width, int64_t value_width, int n) const {
+    constexpr int64_t LINE = 64 / sizeof(typename E::type);
+    for (int j = 0; j < n; ++j) {
+      for (int64_t i = 0; i < key_width; i += LINE) __builtin_prefetch(keys[j] + i);
+      for (int64_t i = 0; i < value_width; i += LINE) __builtin_prefetch(values[j] + i);
+    }
+  }
+};
+
 // Attends to the keys begin <= j < end of a sequence; the rows' `last` bounds what each may see. `pages` begins at
 // position `origin`; begin - origin is a multiple of KEYS.
 template <class E>
@@ -285,15 +307,19 @@ inline void attend_keys(Rows& rows, const Pages<E>& pages, int64_t begin, int64_
   // Not by the number of rows alone: a token's bits would depend on how many others its tile has.
   const bool aligned = rows.key_width == rows.key_padded && rows.value_width == rows.value_padded;
   const bool direct = rows.alone && rows.count <= DIRECT && aligned;
-  const typename E::type *keys[KEYS], *values[KEYS];
+  const auto keys_from = [&](int64_t start) { return static_cast<int>(end - start < KEYS ? end - start : KEYS); };
+  Found<E> found[2];
   const float* wide_values[KEYS];
+  const auto find = [&](int64_t start) {
+    Found<E>& block = found[(start - begin) / KEYS % 2];
+    block.find(pages, start - origin, keys_from(start));
+    if (direct) block.fetch(rows.key_width, rows.value_width, keys_from(start));
+  };
+  if (begin < end) find(begin);
   for (int64_t start = begin; start < end; start += KEYS) {
-    const int n = static_cast<int>(end - start < KEYS ? end - start : KEYS);
-    for (int j = 0; j < KEYS; ++j) {
-      const int64_t position = start - origin + (j < n ? j : n - 1);
-      keys[j] = pages.keys + pages.offset(position, pages.key_row);
-      values[j] = pages.values + pages.offset(position, pages.value_row);
-    }
+    if (start + KEYS < end) find(start + KEYS);
+    const int n = keys_from(start);
+    const auto& [keys, values] = found[(start - begin) / KEYS % 2];
     if (direct) {
       score_rows<E>(rows, keys);
       soften(rows, start);
