@@ -135,15 +135,15 @@ def test_one_failing_step_fails_its_sequences_and_the_server_goes_on(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = served.llm.engine.runner
-    forward = runner.forward
+    logits = runner.logits
     steps = iter([False])  # whether the next step fails; afterwards none does
 
-    def fail(batch: Any) -> Any:
+    def fail(*step: Any) -> Any:
         if next(steps, False):
             raise RuntimeError("a secret of the model")
-        return forward(batch)
+        return logits(*step)
 
-    monkeypatch.setattr(runner, "forward", fail)
+    monkeypatch.setattr(runner, "logits", fail)
     steps = iter([True])
     body = {"prompt": sample_ids(5), "max_tokens": 5}
     answer = served.post("/v1/completions", body)
@@ -181,10 +181,10 @@ def test_a_model_that_is_lost_says_so(tiny: Any, monkeypatch: pytest.MonkeyPatch
         server.service.worker.on_lost = stopped.set
         engine = server.llm.engine
 
-        def fail(batch: Any) -> Any:
+        def fail(*step: Any) -> Any:
             raise RuntimeError("the device is gone")
 
-        monkeypatch.setattr(engine.runner, "forward", fail)
+        monkeypatch.setattr(engine.runner, "logits", fail)
         monkeypatch.setattr(engine, "usable", lambda: False)
         answer = server.post("/v1/completions", {"prompt": "the"})
         assert answer.status_code == 503

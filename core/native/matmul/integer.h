@@ -101,14 +101,17 @@ ZOO_INLINE void fetch_soon(const RawRows& rows, const uint8_t* next) {
   }
 }
 
-// Packed rows are one stream. Processors with AMX follow one of large blocks by themselves, better than by being told: then
-// it only has to come from the second level in time.
+// Packed rows are one stream. Processors with AMX follow those of the larger types by themselves, better than by being told:
+// then they only have to come from the second level in time, from as far ahead as was measured to be best.
 template <class F, int I>
 ZOO_INLINE void fetch_soon([[maybe_unused]] const PackedRows& rows, const uint8_t* next) {
 #ifdef __AMX_INT8__
-  if constexpr (F::BLOCKS == 8) return fetch_share<F, I, 1>(rows.p + 1536);
+  constexpr int near = F::BLOCKS == 8 ? 1536 : F::BYTES == 34 ? 2560 : 0;
+#else
+  constexpr int near = 0;
 #endif
-  fetch_ahead<F, I>(next);
+  if constexpr (near != 0) fetch_share<F, I, 1>(rows.p + near);
+  else fetch_ahead<F, I>(next);
 }
 
 // W rows against T tokens -> sums [T]. `next` is where the tile after this one begins: its rows follow those of this one,

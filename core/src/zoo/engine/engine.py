@@ -52,7 +52,7 @@ class Engine:
         if not chunks:
             return StepOutput((), 0)
         self.active = tuple(chunk.sequence for chunk in chunks)
-        logits = self.runner.forward(self.runner.batch(chunks, self.scheduler.managers))
+        logits = self.runner.logits(chunks, self.scheduler.managers)
         ends = list(accumulate(chunk.num_logits for chunk in chunks))
         ready = [(chunk.sequence, end - 1) for chunk, end in zip(chunks, ends, strict=True) if chunk.is_last]
         sequences = [sequence for sequence, _ in ready]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class Replay:
         """The model to give to a hook: one whose `hidden` replays this batch, or says which tokens are of prompts."""
         if not isinstance(self.model, nn.Module):
             return self.model
-        replayed = self._is_replayed(batch)
+        replayed = _is_decode(batch) and not self.stopped and not self._has_hooks()
         stand_in = object.__new__(type(self.model))
         # Everything of the model but `hidden`; what is set on the model later is there at the next step.
         stand_in.__dict__ = {**self.model.__dict__, "hidden": self._hidden_of(batch) if replayed else self._computed}
@@ -58,7 +59,7 @@ class Replay:
 
     def logits(self, batch: Batch) -> Tensor | None:
         """Logits [S, V] of a batch, `model.logits` of `model.hidden`, until the next step; None: it is not replayed."""
-        if not self._whole or not self._is_replayed(batch) or {"hidden", "logits"} & self.model.__dict__.keys():
+        if not self._is_whole() or not _is_decode(batch):
             return None
         try:
             # Each of its tokens wants logits.
@@ -67,8 +68,22 @@ class Replay:
             self._whole = False  # by `hidden` or by `logits`: the stand-in tells
             return None
 
-    def _is_replayed(self, batch: Batch) -> bool:
-        return not self.stopped and _is_decode(batch) and not self._has_hooks()
+    def again(
+        self, ids: Items[int], positions: Items[int], tables: Items[tuple[Items[int], Items[int]]]
+    ) -> Tensor | None:
+        """`logits` of a step of S tokens, each the newest of a sequence; None: there is no recording of it.
+
+        `tables`: per cache group the block table, row by row, and the slots of the tokens.
+        """
+        step = self._steps.get((len(ids), "logits"))
+        if step is None or not self._is_whole():
+            return None
+        step.write(ids, positions, tables)
+        return step.run(self.pool)
+
+    def _is_whole(self) -> bool:
+        changed = {"hidden", "logits"} & self.model.__dict__.keys()
+        return self._whole and not self.stopped and not changed and not self._has_hooks()
 
     def _hidden_of(self, expected: Batch) -> Callable[[Batch, KVCache], Tensor]:
         def hidden(batch: Batch, cache: KVCache) -> Tensor:
@@ -99,7 +114,8 @@ class Replay:
         key = len(batch.query_lens), what
         step = self._steps.get(key)
         if step is not None:
-            return step.run(batch, self.pool)
+            step.copy(batch)
+            return step.run(self.pool)
         step = _Step(key[0], batch, self.cache)
         output = step.record(function, batch, self.pool, self._arena)
         self._steps[key] = step
@@ -144,19 +160,32 @@ class _Step:
             request_ids=(),
         )
         self._program: Program | None = None
+        self._ids, self._positions, self._lengths = (
+            x.numpy() for x in (self.inputs.input_ids, self.inputs.positions, self.inputs.seq_lens)
+        )
+        self._tables = [(table.block_table.numpy(), table.slot_mapping.numpy()) for table in tables.values()]
 
     def record(self, function: Callable[[Batch], Tensor], batch: Batch, pool: Pool, arena: Arena) -> Tensor:
-        self._fill(batch)
+        self.copy(batch)
         self._program = record(lambda: function(self.inputs), pool, arena)
         return self._program.output
 
-    def run(self, batch: Batch, pool: Pool) -> Tensor:
+    def run(self, pool: Pool) -> Tensor:
         assert self._program is not None
-        self._fill(batch)
         self._program.run(pool)
         return self._program.output
 
-    def _fill(self, batch: Batch) -> None:
+    def write(self, ids: Items[int], positions: Items[int], tables: Items[tuple[Items[int], Items[int]]]) -> None:
+        self._ids[:] = ids
+        self._positions[:] = positions
+        self._lengths[:] = self._positions
+        self._lengths += 1
+        for (table, slots), (rows, places) in zip(self._tables, tables, strict=True):
+            part = np.array(rows, np.int32).reshape(len(ids), -1)
+            table[:, : part.shape[1]] = part
+            slots[:] = places
+
+    def copy(self, batch: Batch) -> None:
         self.inputs.input_ids.copy_(batch.input_ids)
         self.inputs.positions.copy_(batch.positions)
         self.inputs.seq_lens.copy_(batch.seq_lens)

@@ -96,6 +96,18 @@ class Runner:
         )
 
     @torch.inference_mode()
+    def logits(self, chunks: Items[Chunk], managers: Items[BlockManager]) -> Tensor:
+        """Logits float32 [L, V] of the tokens of chunks that want them; until the next step."""
+        replay = self.replay if self.plugin.forward_is_plain else None
+        if replay is not None and all(chunk.is_decode for chunk in chunks):
+            # Without a batch in between: in a step of a small model Python's time counts.
+            ids = [chunk.sequence.output_token_ids[-1] for chunk in chunks]
+            tables = [_tables(chunks, manager) for manager in managers]
+            if (logits := replay.again(ids, [chunk.start for chunk in chunks], tables)) is not None:
+                return logits
+        return self.forward(self.batch(chunks, managers))
+
+    @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """Logits float32 [L, V] through the plugin's hook, or as it would give them; until the next step."""
         replay = self.replay if self.plugin.forward_is_plain else None

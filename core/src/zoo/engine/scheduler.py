@@ -34,6 +34,11 @@ class Chunk:
         return self.start < len(self.sequence.prompt_token_ids)
 
     @property
+    def is_decode(self) -> bool:
+        """Whether it is the newest token of an answer alone."""
+        return self.length == 1 and self.is_last and not self.is_prompt
+
+    @property
     def is_last(self) -> bool:
         """Whether the chunk reaches the newest token, so that its logits choose the next."""
         return self.start + self.length == self.sequence.num_tokens
