@@ -56,7 +56,7 @@ class Runner:
                     torch.set_num_threads(threads)
 
     def batch(self, chunks: Items[Chunk], managers: Items[BlockManager], *, all_logits: bool = False) -> Batch:
-        """Pack chunks; those of prompts come last. Logits are wanted of the last `num_logits` tokens of each, or of all.
+        """Pack chunks, those of prompts last. Logits are wanted of the last `num_logits` tokens of each, or of all.
 
         A recurrent state is zeroed where a sequence begins, so that nothing of the row's last owner is left.
         """
