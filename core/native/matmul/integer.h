@@ -6,6 +6,8 @@
 // y: per block an exact integer sum, scaled and added to a float32, then the mins.
 #pragma once
 
+#include <cstring>
+
 #include "dispatch.h"
 #include "layout.h"
 
@@ -77,18 +79,13 @@ ZOO_INLINE VF scaled(VF sum, VF total, const Head<K>& block, const ActBlock& x) 
   return sum;
 }
 
-// Block I's share of a unit at `from`, a few lines at a time: more at once wait for each other.
-template <class F, int I, int LEVEL>
-ZOO_INLINE void fetch_share(const uint8_t* from) {
-  constexpr int share = F::BYTES * W / F::BLOCKS, first = I * share / 64 * 64, last = (I + 1) * share / 64 * 64;
-  repeat<(F::BLOCKS == 1 ? (share + 63) / 64 : (last - first) / 64)>(
-      [&](auto line) ZOO_INLINE_LAMBDA { __builtin_prefetch(from + first + 64 * line, 0, LEVEL == 1 ? 3 : 2); });
-}
-
-// Data at `next` into the second level, for the first one has too few misses in flight.
+// Block I's share of a unit at `next` into the second level, for the first one has too few misses in flight. A few lines at
+// a time: more at once wait for each other.
 template <class F, int I>
 ZOO_INLINE void fetch_ahead(const uint8_t* next) {
-  fetch_share<F, I, 2>(next);
+  constexpr int share = F::BYTES * W / F::BLOCKS, first = I * share / 64 * 64, last = (I + 1) * share / 64 * 64;
+  repeat<(F::BLOCKS == 1 ? (share + 63) / 64 : (last - first) / 64)>(
+      [&](auto line) ZOO_INLINE_LAMBDA { __builtin_prefetch(next + first + 64 * line, 0, 2); });
 }
 
 // What few tokens are multiplied with soon: the next unit of raw rows into the first level, and a tile at `next`.
@@ -101,18 +98,42 @@ ZOO_INLINE void fetch_soon(const RawRows& rows, const uint8_t* next) {
   }
 }
 
-// Packed rows are one stream. Processors with AMX follow those of the larger types by themselves, better than by being told:
-// then they only have to come from the second level in time, from as far ahead as was measured to be best.
 template <class F, int I>
-ZOO_INLINE void fetch_soon([[maybe_unused]] const PackedRows& rows, const uint8_t* next) {
-#ifdef __AMX_INT8__
-  constexpr int near = F::BLOCKS == 8 ? 1536 : F::BYTES == 34 ? 2560 : 0;
-#else
-  constexpr int near = 0;
+ZOO_INLINE void fetch_soon(const PackedRows&, [[maybe_unused]] const uint8_t* next) {
+#ifndef __AMX_INT8__  // there Stage fetches
+  fetch_ahead<F, I>(next);
 #endif
-  if constexpr (near != 0) fetch_share<F, I, 1>(rows.p + near);
-  else fetch_ahead<F, I>(next);
 }
+
+// A unit of packed rows, copied line by line into the first level before it is looked at. Processors with AMX follow one
+// load that walks through memory, and what it is told to fetch comes in two legs: into the second level, and from there
+// into the first. The many loads of an unpacked unit, with wide steps each, left a tenth to a fifth of the bandwidth.
+template <class F, class P>
+struct Stage {
+  ZOO_INLINE const P& of(const P& rows) { return rows; }
+};
+
+#ifdef __AMX_INT8__
+template <class F>
+struct Stage<F, PackedRows> {
+  static constexpr int BYTES = F::BYTES * W, NEAR = 3584, FAR = 7168;
+  alignas(64) uint8_t bytes[BYTES];
+
+  ZOO_INLINE PackedRows of(const PackedRows& rows) {
+    const uint8_t* from = rows.p;
+    uint8_t* to = bytes;
+#pragma GCC unroll 1
+    for (int line = 0; line < BYTES / 64; line++, from += 64, to += 64) {
+      __builtin_prefetch(from + NEAR, 0, 3);
+      __builtin_prefetch(from + FAR, 0, 2);
+      store(to, load(from));
+      asm volatile("" : "+r"(from));  // else it becomes a call of memcpy
+    }
+    if constexpr (BYTES % 64 != 0) std::memcpy(to, from, BYTES % 64);
+    return PackedRows(bytes, 0);
+  }
+};
+#endif
 
 // W rows against T tokens -> sums [T]. `next` is where the tile after this one begins: its rows follow those of this one,
 // so fetching it ahead is one linear stream, whatever the length of a row.
@@ -124,11 +145,13 @@ ZOO_INLINE void tile_times_tokens(P rows, int64_t cols, const ActBlock* const* t
   repeat<T>([&](auto t) ZOO_INLINE_LAMBDA { x[t] = tokens[t]; });
   repeat<T>([&](auto t) ZOO_INLINE_LAMBDA { sums[t] = constant(0); });
   for (const ActBlock* end = x[0] + cols / 32; x[0] < end;) {
+    Stage<F, P> stage;
+    const P& here = stage.of(rows);
     typename F::template Unit<P> unit;
-    unit.read(rows);
+    unit.read(here);
     repeat<F::BLOCKS>([&](auto i) ZOO_INLINE_LAMBDA {
       fetch_soon<F, i>(rows, next);
-      const Head<K> head = unit.template head<i>(rows);
+      const Head<K> head = unit.template head<i>(here);
       Products products[T];
       repeat<8>([&](auto j) ZOO_INLINE_LAMBDA {
         const typename Products::Quad w = Products::prepare(K::stored(unit.template quad<i, j>()));
