@@ -12,7 +12,7 @@ namespace zoo {
 
 namespace {
 
-constexpr auto SPIN = std::chrono::microseconds(300);
+constexpr auto SPIN = std::chrono::microseconds(1000);
 constexpr size_t ALIGN = 64;
 
 inline void relax() {

@@ -7,7 +7,7 @@
 
 #include "matmul/matmul.h"
 
-#define ZOO_ABI 3  // raised with every change of a struct or a function below
+#define ZOO_ABI 4  // raised with every change of a struct or a function below
 
 namespace zoo {
 
@@ -113,9 +113,11 @@ struct Elementwise {
   int64_t rows, cols, lda, ldb, b_cols, length; int32_t act; float value;
 };
 
+// banned (may be null): [cols], not 0 where a column is never taken.
 struct Sample {
   int32_t code, unused;
   const float* logits; int64_t rows, cols, ld;
+  const uint8_t* banned;
   const float *temperature, *top_p, *min_p, *uniform; const int32_t* top_k; int32_t* out;
 };
 

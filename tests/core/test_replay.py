@@ -19,7 +19,9 @@ from kernels.native_cases import needs_native
 from oracle.checkpoints import llama_config, sample_ids, save_checkpoint
 from oracle.gguf_writer import llama_contents, write
 from zoo import LLM
+from zoo.engine.generation import run
 from zoo.engine.replay import Replay
+from zoo.engine.sampler import Sampler
 from zoo.engine.sequence import SamplingParams, Sequence
 from zoo.hooks import hookimpl
 from zoo.kernels.native import pool as pools
@@ -185,6 +187,47 @@ def test_answers_do_not_depend_on_what_is_recorded(gguf: Path) -> None:
         assert llm.generate(prompts[4], GREEDY).token_ids == alone[4]
 
 
+def test_tokens_drawn_in_a_recorded_step_are_those_drawn_after_it(gguf: Path, runs: list[int]) -> None:
+    """Each by its own parameters, which differ between steps and beside others whose logits are edited."""
+    drawn: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "temperature": 1.5}
+    params = [
+        SamplingParams(**drawn, seed=1, top_k=0, top_p=1.0, min_p=0.0),
+        SamplingParams(**drawn, seed=2, top_k=5, logprobs=2),
+        SamplingParams(**{**drawn, "temperature": 0}),
+        SamplingParams(**drawn, seed=3, top_p=0.6, min_p=0.02),
+        SamplingParams(**drawn, seed=4, repeat_penalty=1.3, logit_bias={7: 3.0}),
+    ]
+    prompts = [sample_ids(4 + index, seed=index) for index in range(len(params))]
+    groups = ((0,), (1,), (2,), (3,), (4,), (0, 2), (0, 1, 2, 3), (0, 1, 2, 3, 4))
+    answers: list[list[tuple[int, ...]]] = []
+    for stopped in ("", "the test wants it"):
+        with LLM.load(gguf, device="cpu") as llm:
+            replay_of(llm).stopped = stopped
+            requests = [[llm.request(prompts[i], params[i]) for i in group] for group in groups]
+            for group in requests:
+                for _ in run(llm.engine, group):
+                    pass
+            answers.append([request.result().token_ids for group in requests for request in group])
+        if not stopped:
+            assert len(runs) > 50
+            runs.clear()
+    assert answers[0] == answers[1]
+    assert not runs
+    assert len(set(answers[0])) == len(params), "one answer of each, whatever is beside it"
+
+
+def test_what_is_banned_later_is_not_drawn(gguf: Path, runs: list[int]) -> None:
+    with LLM.load(gguf, device="cpu") as llm:
+        first = llm.generate(sample_ids(5), GREEDY).token_ids
+        vocab_size = llm.model.config.vocab_size
+        llm.engine.sampler = Sampler(vocab_size, vocab_size, set(first), torch.device("cpu"))
+        runs.clear()
+        second = llm.generate(sample_ids(5), GREEDY).token_ids
+        assert len(second) == len(first)
+        assert not set(second) & set(first)
+        assert runs, "it is recorded anew and replayed"
+
+
 def test_a_reset_keeps_recordings_right(gguf: Path, runs: list[int]) -> None:
     """Blocks are given out anew, in another order than the recorded one."""
     prompts = [sample_ids(40, seed=1), sample_ids(7, seed=2)]
@@ -270,7 +313,7 @@ def test_layers_are_replayed_where_logits_cannot_be(
     runs.clear()
     with LLM.load(gguf, device="cpu", plugins=[Become(Scales)]) as llm:
         assert llm.generate(ids, GREEDY).token_ids == wanted
-    assert set(runs) == {whole - 1}, "all but the product with the vocabulary"
+    assert set(runs) == {whole - 2}, "all but the product with the vocabulary and the draw"
     assert len(runs) == GREEDY.max_tokens - 2
     assert not warnings_of(caplog)
 

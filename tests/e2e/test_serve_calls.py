@@ -151,7 +151,7 @@ class Dictation:
         """Tokens of a text as a model writes it, its tags as control tokens."""
         return self._llm.tokenizer.encode_segments([(text, True)], add_special=False)
 
-    def __call__(self, logits: torch.Tensor, sequences: Any) -> list[int]:
+    def __call__(self, logits: torch.Tensor, sequences: Any, drawn: Any = None) -> list[int]:
         wanted = torch.zeros_like(logits)
         for row, sequence in enumerate(sequences):
             if sequence.request_id not in self._said:

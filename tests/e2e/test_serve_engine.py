@@ -135,15 +135,15 @@ def test_one_failing_step_fails_its_sequences_and_the_server_goes_on(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = served.llm.engine.runner
-    logits = runner.logits
+    decode = runner.decode  # which every step asks first
     steps = iter([False])  # whether the next step fails; afterwards none does
 
     def fail(*step: Any) -> Any:
         if next(steps, False):
             raise RuntimeError("a secret of the model")
-        return logits(*step)
+        return decode(*step)
 
-    monkeypatch.setattr(runner, "logits", fail)
+    monkeypatch.setattr(runner, "decode", fail)
     steps = iter([True])
     body = {"prompt": sample_ids(5), "max_tokens": 5}
     answer = served.post("/v1/completions", body)

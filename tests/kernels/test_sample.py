@@ -24,11 +24,12 @@ def draw(logits: Tensor, **settings: Any) -> list[int]:
     """Tokens of rows; a setting is one number for all rows or a list."""
     rows = logits.shape[0]
     values: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "uniform": 0.5, **settings}
+    banned = values.pop("banned", None)
     tensors = {
         name: torch.as_tensor(value, dtype=torch.int32 if name == "top_k" else torch.float32).expand(rows)
         for name, value in values.items()
     }
-    tokens = sample(logits, **tensors)
+    tokens = sample(logits, **tensors, banned=banned)
     assert tokens.dtype == torch.int32
     return tokens.tolist()
 
@@ -129,6 +130,26 @@ def test_banned_tokens_are_never_drawn() -> None:
     logits = torch.full((1000, 8), float("-inf"))
     logits[:, 3] = logits[:, 5] = 0.0
     assert set(draw(logits, uniform=torch.arange(1000) / 1000)) == {3, 5}
+
+
+@pytest.mark.parametrize("size", [1, 3, 64, 1001])
+def test_banned_tokens_count_as_if_their_logits_were_minus_infinity(size: int) -> None:
+    """Greedy and drawn rows, the likeliest token among the banned ones or not."""
+    logits = rows(40, size, 5)
+    settings = {
+        "temperature": torch.arange(40) % 4 * 0.7,
+        "top_k": torch.arange(40, dtype=torch.int32) % 3 * 20,
+        "top_p": torch.linspace(0.1, 1, 40),
+        "min_p": torch.linspace(0.1, 0, 40),
+        "uniform": torch.linspace(0, 0.99, 40),
+    }
+    for share in (0.01, 0.5, 0.99):
+        banned = torch.rand(size, generator=torch.Generator().manual_seed(size)) < share
+        banned[size // 2] = False
+        tokens = sample(logits, **settings, banned=banned)
+        assert not banned[tokens.long()].any()
+        assert torch.equal(tokens, sample(logits.masked_fill(banned, float("-inf")), **settings))
+    assert draw(rows(3, size, 6), temperature=0.0, banned=torch.ones(size, dtype=torch.bool)) == [0, 0, 0]
 
 
 def test_a_row_depends_on_nothing_but_itself() -> None:

@@ -10,8 +10,17 @@ namespace {
 
 struct Entry { float logit; int32_t id; };
 
-// NaN counts as the least likely: an order that compares with it is none, and sorting by it leaves the memory.
-Entry entry_of(float logit, int64_t id) { return {logit == logit ? logit : -INFINITY, static_cast<int32_t>(id)}; }
+// Logits as they are drawn from. What is banned, and NaN, counts as the least likely: an order that compares with NaN is
+// none, and sorting by it leaves the memory.
+struct Row {
+  const float* logits;
+  const uint8_t* banned;
+
+  Entry at(int64_t id) const {
+    const bool never = logits[id] != logits[id] || (banned != nullptr && banned[id]);
+    return {never ? -INFINITY : logits[id], static_cast<int32_t>(id)};
+  }
+};
 
 // Whether a comes after b in the order from likely to unlikely: equal logits go by id. For heaps with the likeliest on top.
 struct After {
@@ -21,27 +30,35 @@ struct Before {
   bool operator()(const Entry& a, const Entry& b) const { return After{}(b, a); }
 };
 
-int32_t arg_max(const float* row, int64_t n) {
+// The likeliest of some columns, the first of them where all are the least likely.
+Entry likeliest(const Row& row, Range columns) {
+  const int64_t begin = columns.begin, n = columns.end - begin;
   vf top = splat(-INFINITY);
-  for (int64_t i = 0; i + VL <= n; i += VL) top = max(load(row + i), top);
+  for (int64_t i = 0; i + VL <= n; i += VL) top = max(load(row.logits + begin + i), top);
   float best = largest(top);
-  for (int64_t i = n / VL * VL; i < n; ++i) best = row[i] > best ? row[i] : best;
-  for (int64_t i = 0; i < n; ++i)
-    if (row[i] == best) return static_cast<int32_t>(i);
-  return 0;  // nothing but NaN
+  for (int64_t i = n / VL * VL; i < n; ++i) best = row.logits[begin + i] > best ? row.logits[begin + i] : best;
+  for (int64_t i = begin; i < columns.end; ++i) {
+    if (row.logits[i] != best) continue;
+    if (row.banned == nullptr || !row.banned[i]) return {best, static_cast<int32_t>(i)};
+    // Rarely: only then is every column asked whether it is banned.
+    Entry allowed = row.at(begin);
+    for (int64_t j = begin; j < columns.end; ++j)
+      if (row.at(j).logit > allowed.logit) allowed = row.at(j);
+    return allowed;
+  }
+  return {-INFINITY, static_cast<int32_t>(begin)};  // nothing but NaN
 }
 
 // Entries of the top k of a row, likeliest first.
-int64_t top_entries(const float* row, int64_t n, int64_t k, Entry* entries) {
+int64_t top_entries(const Row& row, int64_t n, int64_t k, Entry* entries) {
   int64_t count = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const Entry entry = entry_of(row[i], i);
     if (count < k) {
-      entries[count++] = entry;
+      entries[count++] = row.at(i);
       if (count == k) std::make_heap(entries, entries + k, Before{});
-    } else if (row[i] > entries[0].logit) {
+    } else if (row.logits[i] > entries[0].logit && row.at(i).logit > entries[0].logit) {
       std::pop_heap(entries, entries + k, Before{});
-      entries[k - 1] = entry;
+      entries[k - 1] = row.at(i);
       std::push_heap(entries, entries + k, Before{});
     }
   }
@@ -80,9 +97,12 @@ Space space_of(char* local, int64_t n) {
   return {entries, kept, reinterpret_cast<int32_t*>(entries + n)};
 }
 
+Row row_of(const Sample& op, int64_t row) { return {op.logits + row * op.ld, op.banned}; }
+
+bool is_greedy(const Sample& op, int64_t row) { return !(op.temperature[row] > 0); }
+
 int32_t sample_row(const Sample& op, int64_t row, char* local) {
-  const float* logits = op.logits + row * op.ld;
-  if (!(op.temperature[row] > 0)) return arg_max(logits, op.cols);
+  const Row logits = row_of(op, row);
   const Space space = space_of(local, op.cols);
   const int64_t k = op.top_k[row] > 0 && op.top_k[row] < op.cols ? op.top_k[row] : op.cols;
   const double temperature = op.temperature[row];
@@ -93,10 +113,10 @@ int32_t sample_row(const Sample& op, int64_t row, char* local) {
     for (int64_t i = 0; i < count; ++i) sum += std::exp((space.entries[i].logit - best) / temperature);
     return draw(op, row, sum, best, count, space.kept, space.ids, [&](int64_t i) { return space.entries[i]; });
   }
-  const float best = logits[arg_max(logits, op.cols)];
+  const double best = likeliest(logits, {0, op.cols}).logit;
   for (int64_t i = 0; i < op.cols; ++i) {
-    sum += std::exp((static_cast<double>(logits[i]) - best) / temperature);
-    space.entries[i] = entry_of(logits[i], i);
+    space.entries[i] = logits.at(i);
+    sum += std::exp((space.entries[i].logit - best) / temperature);
   }
   // A heap orders only as many as the draw looks at.
   std::make_heap(space.entries, space.entries + k, After{});
@@ -106,13 +126,32 @@ int32_t sample_row(const Sample& op, int64_t row, char* local) {
   });
 }
 
-bool prepare(const Sample& op, int, Scratch& scratch) {
+bool prepare(const Sample& op, int threads, Scratch& scratch) {
+  scratch.shared = static_cast<size_t>(op.rows * threads) * sizeof(Entry);
   scratch.local = static_cast<size_t>(op.cols) * (sizeof(Entry) + sizeof(double) + sizeof(int32_t));
   return true;
 }
 
+// All threads look for the likeliest column of a greedy row, each among those that it has probably computed itself.
 void run(const Sample& op, Worker& worker) {
-  for (int64_t row = worker.ith; row < op.rows; row += worker.nth) op.out[row] = sample_row(op, row, worker.local);
+  auto* found = reinterpret_cast<Entry*>(worker.shared);
+  const Range mine = share(op.cols, worker.ith, worker.nth);
+  for (int64_t row = 0; row < op.rows; ++row)
+    if (is_greedy(op, row) && mine.end > mine.begin) found[row * worker.nth + worker.ith] = likeliest(row_of(op, row), mine);
+  worker.barrier();
+  for (int64_t row = worker.ith; row < op.rows; row += worker.nth) {
+    if (!is_greedy(op, row)) {
+      op.out[row] = sample_row(op, row, worker.local);
+      continue;
+    }
+    Entry best{-INFINITY, 0};
+    for (int i = 0; i < worker.nth; ++i) {
+      const Range other = share(op.cols, i, worker.nth);
+      const Entry& entry = found[row * worker.nth + i];
+      if (other.end > other.begin && entry.logit > best.logit) best = entry;
+    }
+    op.out[row] = best.id;
+  }
 }
 
 }  // namespace

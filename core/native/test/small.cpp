@@ -111,15 +111,21 @@ void samples(int64_t cols, bool broken, Random& random) {
     const float values[] = {NAN, INFINITY, -INFINITY, NAN};
     if (random.word() % 2) logits.as()[i] = values[random.word() % 4];
   }
-  const Buffer counts = integers(top_k);
-  const zoo::Sample op{zoo::SAMPLE, 0, logits.as(), rows, cols, cols, temperature.as(), top_p.as(), min_p.as(),
-                       uniform.as(), counts.as<int32_t>(), out.as<int32_t>()};
-  if (!broken) everywhere("sample of " + std::to_string(cols), {&op}, {{&out, I32}});
-  for (const Table& table : tables()) {
-    const void* ops[] = {&op};
-    zoo_execute(table.pool, ops, 1);
-    for (int64_t i = 0; i < rows; ++i)
-      expect(out.as<int32_t>()[i] >= 0 && out.as<int32_t>()[i] < cols, "a token that is not there on " + table.isa);
+  const Buffer counts = integers(top_k), banned(static_cast<size_t>(cols));
+  for (int64_t i = 0; i < cols; ++i) banned.data()[i] = i != cols / 2 && random.word() % 2;
+  for (const uint8_t* never : {static_cast<const uint8_t*>(nullptr), static_cast<const uint8_t*>(banned.data())}) {
+    const zoo::Sample op{zoo::SAMPLE, 0, logits.as(), rows, cols, cols, never, temperature.as(), top_p.as(), min_p.as(),
+                         uniform.as(), counts.as<int32_t>(), out.as<int32_t>()};
+    if (!broken) everywhere("sample of " + std::to_string(cols), {&op}, {{&out, I32}});
+    for (const Table& table : tables()) {
+      const void* ops[] = {&op};
+      zoo_execute(table.pool, ops, 1);
+      for (int64_t i = 0; i < rows; ++i) {
+        const int32_t token = out.as<int32_t>()[i];
+        expect(token >= 0 && token < cols, "a token that is not there on " + table.isa);
+        if (!broken && never != nullptr) expect(!never[token], "a banned token on " + table.isa);
+      }
+    }
   }
 }
 

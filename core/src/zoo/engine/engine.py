@@ -43,7 +43,7 @@ class Engine:
         Raises what the model raises; then nothing has changed. What fails for one sequence alone ends it, with its
         `error` set.
         """
-        with self.runner.active():
+        with self.runner.active(), torch.inference_mode():
             return self._step()
 
     def _step(self) -> StepOutput:
@@ -52,15 +52,12 @@ class Engine:
         if not chunks:
             return StepOutput((), 0)
         self.active = tuple(chunk.sequence for chunk in chunks)
-        logits = self.runner.logits(chunks, self.scheduler.managers)
-        ends = list(accumulate(chunk.num_logits for chunk in chunks))
-        ready = [(chunk.sequence, end - 1) for chunk, end in zip(chunks, ends, strict=True) if chunk.is_last]
-        sequences = [sequence for sequence, _ in ready]
-        rows = logits if len(ready) == len(logits) else logits[[row for _, row in ready]]
-        tokens = self.sampler.sample(rows, sequences) if sequences else []
-        for chunk, end in zip(chunks, ends, strict=True):
-            if chunk.num_logits and chunk.sequence.wants_prompt_logits(chunk.start):
-                self.sampler.score(logits[end - chunk.num_logits : end], chunk.sequence, chunk.start)
+        sequences = [chunk.sequence for chunk in chunks if chunk.is_last]
+        decoded = self.runner.decode(chunks, self.scheduler.managers, self.sampler.choices(sequences))
+        if decoded is not None:
+            tokens = self.sampler.sample(decoded[0], sequences, decoded[1])
+        else:
+            tokens = self._sampled(chunks, sequences)
         # Only now, so that a step that failed can be repeated.
         for chunk in chunks:
             self.scheduler.computed(chunk)
@@ -75,6 +72,18 @@ class Engine:
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
         return StepOutput(tuple(sequences), sum(chunk.length for chunk in chunks))
+
+    def _sampled(self, chunks: list[Chunk], sequences: list[Sequence]) -> list[int]:
+        """The tokens of the sequences whose last chunk is here, after the scores of prompts were noted."""
+        logits = self.runner.logits(chunks, self.scheduler.managers)
+        ends = list(accumulate(chunk.num_logits for chunk in chunks))
+        last = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.is_last]
+        rows = logits if len(last) == len(logits) else logits[last]
+        tokens = self.sampler.sample(rows, sequences) if sequences else []
+        for chunk, end in zip(chunks, ends, strict=True):
+            if chunk.num_logits and chunk.sequence.wants_prompt_logits(chunk.start):
+                self.sampler.score(logits[end - chunk.num_logits : end], chunk.sequence, chunk.start)
+        return tokens
 
     def usable(self) -> bool:
         """Whether the device still computes, after an exception."""

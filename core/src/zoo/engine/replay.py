@@ -2,8 +2,8 @@
 
 A step of S sequences with one new token each does the same work whatever the tokens: only the contents of the batch's
 index tensors change, and kernels read those from memory. So the first step of each S is recorded on input buffers that
-stay, and later steps are copied into them: the whole step where the hook `forward` is the one that zoo has itself. Any
-other runs each time, on a stand-in for the model whose `hidden` is replayed.
+stay, and later steps are copied into them: the whole step up to its tokens where the hook `forward` is the one that zoo
+has itself. Any other runs each time, on a stand-in for the model whose `hidden` is replayed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
+from zoo import kernels
 from zoo.batch import Batch, CacheTables
 from zoo.cache.spec import RecurrentState
 from zoo.cache.storage import KVCache
+from zoo.engine.sampler import Choices
 from zoo.hooks import CausalLM
 from zoo.kernels.native.pool import Pool, session
 from zoo.kernels.native.recorder import Arena, ContractBroken, Program, record
@@ -57,33 +60,41 @@ class Replay:
         stand_in.__dict__ = {**self.model.__dict__, "hidden": self._hidden_of(batch) if replayed else self._computed}
         return stand_in
 
-    def logits(self, batch: Batch) -> Tensor | None:
-        """Logits [S, V] of a batch, `model.logits` of `model.hidden`, until the next step; None: it is not replayed."""
-        if not self._is_whole() or not _is_decode(batch):
+    def step(self, batch: Batch, choices: Choices) -> tuple[Tensor, list[int]] | None:
+        """Logits [S, V], until the next step, and the tokens drawn from them; None: the batch is not replayed."""
+        if not self.is_whole() or not _is_decode(batch):
             return None
         try:
-            # Each of its tokens wants logits.
-            return self._replayed("logits", batch, lambda at: self.model.logits(self.model.hidden(at, self.cache)))
+            logits, tokens = self._replayed("step", batch, self._draw, choices)
         except ContractBroken:
             self._whole = False  # by `hidden` or by `logits`: the stand-in tells
             return None
+        return logits, tokens.tolist()
 
     def again(
-        self, ids: Items[int], positions: Items[int], tables: Items[tuple[Items[int], Items[int]]]
-    ) -> Tensor | None:
-        """`logits` of a step of S tokens, each the newest of a sequence; None: there is no recording of it.
+        self, ids: Items[int], positions: Items[int], tables: Items[tuple[Items[int], Items[int]]], choices: Choices
+    ) -> tuple[Tensor, list[int]] | None:
+        """`step` of S tokens, each the newest of a sequence, while `is_whole`; None: there is no recording of it.
 
         `tables`: per cache group the block table, row by row, and the slots of the tokens.
         """
-        step = self._steps.get((len(ids), "logits"))
-        if step is None or not self._is_whole():
+        step = self._steps.get((len(ids), "step"))
+        if step is None or not step.takes(choices):
             return None
         step.write(ids, positions, tables)
-        return step.run(self.pool)
+        logits, tokens = step.run(self.pool, choices)
+        return logits, tokens.tolist()
 
-    def _is_whole(self) -> bool:
+    def is_whole(self) -> bool:
+        """Whether steps are replayed up to their tokens."""
         changed = {"hidden", "logits"} & self.model.__dict__.keys()
         return self._whole and not self.stopped and not changed and not self._has_hooks()
+
+    def _draw(self, inputs: Batch, choices: Choices | None) -> tuple[Tensor, ...]:
+        assert choices is not None
+        # Each of its tokens wants logits.
+        logits = self.model.logits(self.model.hidden(inputs, self.cache))
+        return logits, kernels.sample(logits, **choices.settings, banned=choices.banned)
 
     def _hidden_of(self, expected: Batch) -> Callable[[Batch, KVCache], Tensor]:
         def hidden(batch: Batch, cache: KVCache) -> Tensor:
@@ -92,7 +103,7 @@ class Replay:
                 return self._computed(batch, cache)
             try:
                 # A copy: a wrapper may keep them, and the next step writes there again.
-                return self._replayed("hidden", batch, lambda at: self.model.hidden(at, cache)).clone()
+                return self._replayed("hidden", batch, lambda at, _: (self.model.hidden(at, cache),))[0].clone()
             except ContractBroken as broken:
                 self.stopped = str(broken)
                 _log.warning("%s runs op by op, which is slower: %s", type(self.model).__name__, broken)
@@ -109,17 +120,23 @@ class Replay:
         finally:
             current.step = None
 
-    def _replayed(self, what: str, batch: Batch, function: Callable[[Batch], Tensor]) -> Tensor:
+    def _replayed(
+        self,
+        what: str,
+        batch: Batch,
+        function: Callable[[Batch, Choices | None], tuple[Tensor, ...]],
+        choices: Choices | None = None,
+    ) -> tuple[Tensor, ...]:
         """What a function of that name gives for a batch, until the next step. Raises ContractBroken."""
         key = len(batch.query_lens), what
         step = self._steps.get(key)
-        if step is not None:
+        if step is not None and step.takes(choices):
             step.copy(batch)
-            return step.run(self.pool)
-        step = _Step(key[0], batch, self.cache)
-        output = step.record(function, batch, self.pool, self._arena)
+            return step.run(self.pool, choices)
+        step = _Step(key[0], batch, self.cache, choices)
+        outputs = step.record(function, batch, self.pool, self._arena)
         self._steps[key] = step
-        return output
+        return outputs
 
     def _has_hooks(self) -> bool:
         """Whether a torch hook is registered on any module: it must see the real calls, so nothing is replayed."""
@@ -136,54 +153,71 @@ class Replay:
 class _Step:
     """A step of `size` sequences: its inputs, and what was recorded on them."""
 
-    def __init__(self, size: int, batch: Batch, cache: KVCache) -> None:
+    def __init__(self, size: int, batch: Batch, cache: KVCache, choices: Choices | None) -> None:
         # numpy's zeros, unlike torch's, are not written: of the widest table only the part in use takes memory.
         tables = {
-            group: CacheTables(
-                block_table=torch.from_numpy(
-                    np.zeros((size, max(_widest(cache), table.block_table.shape[1])), np.int32)
-                ),
-                slot_mapping=torch.empty_like(table.slot_mapping),
-            )
+            group: torch.from_numpy(np.zeros((size, max(_widest(cache), table.block_table.shape[1])), np.int32))
             for group, table in batch.tables.items()
         }
+        # All of a step that differs each time lies in one row of memory, so that it is written at once.
+        self._numbers = np.zeros((3 + len(tables)) * size, np.int32)
+        input_ids, positions, seq_lens, *slots = torch.from_numpy(self._numbers).split(size)
         self.inputs = _StepBatch(
-            input_ids=torch.empty_like(batch.input_ids),
-            positions=torch.empty_like(batch.positions),
+            input_ids=input_ids,
+            positions=positions,
             cu_seqlens=batch.cu_seqlens.clone(),
-            seq_lens=torch.empty_like(batch.seq_lens),
+            seq_lens=seq_lens,
             logits_indices=batch.logits_indices.clone(),
-            tables=tables,
+            tables={
+                group: CacheTables(block_table=table, slot_mapping=places)
+                for (group, table), places in zip(tables.items(), slots, strict=True)
+            },
             query_lens=batch.query_lens,
             max_query_len=1,
             max_seq_len=0,
             request_ids=(),
         )
-        self._program: Program | None = None
-        self._ids, self._positions, self._lengths = (
-            x.numpy() for x in (self.inputs.input_ids, self.inputs.positions, self.inputs.seq_lens)
+        self._tables = [table.numpy() for table in tables.values()]
+        self._rows: list[Items[int]] = [() for _ in tables]  # what was written there last
+        self.choices = (
+            None if choices is None else replace(choices, numbers=choices.numbers.copy(), top_k=choices.top_k.copy())
         )
-        self._tables = [(table.block_table.numpy(), table.slot_mapping.numpy()) for table in tables.values()]
+        self._written = choices
+        self._program: Program | None = None
 
-    def record(self, function: Callable[[Batch], Tensor], batch: Batch, pool: Pool, arena: Arena) -> Tensor:
+    def record(
+        self,
+        function: Callable[[Batch, Choices | None], tuple[Tensor, ...]],
+        batch: Batch,
+        pool: Pool,
+        arena: Arena,
+    ) -> tuple[Tensor, ...]:
         self.copy(batch)
-        self._program = record(lambda: function(self.inputs), pool, arena)
-        return self._program.output
+        self._program = record(lambda: function(self.inputs, self.choices), pool, arena)
+        return self._program.outputs
 
-    def run(self, pool: Pool) -> Tensor:
+    def takes(self, choices: Choices | None) -> bool:
+        """Whether it can be run with these: the address of what is banned is part of a recording."""
+        return self.choices is None or (choices is not None and choices.banned is self.choices.banned)
+
+    def run(self, pool: Pool, choices: Choices | None) -> tuple[Tensor, ...]:
         assert self._program is not None
+        if self.choices is not None and choices is not None and choices is not self._written:
+            self.choices.numbers[:] = choices.numbers
+            self.choices.top_k[:] = choices.top_k
+            self._written = choices
         self._program.run(pool)
-        return self._program.output
+        return self._program.outputs
 
     def write(self, ids: Items[int], positions: Items[int], tables: Items[tuple[Items[int], Items[int]]]) -> None:
-        self._ids[:] = ids
-        self._positions[:] = positions
-        self._lengths[:] = self._positions
-        self._lengths += 1
-        for (table, slots), (rows, places) in zip(self._tables, tables, strict=True):
-            part = np.array(rows, np.int32).reshape(len(ids), -1)
-            table[:, : part.shape[1]] = part
-            slots[:] = places
+        numbers = [*ids, *positions, *(position + 1 for position in positions)]
+        for group, (rows, slots) in enumerate(tables):
+            numbers += slots
+            if rows != self._rows[group]:  # a table grows only by every block
+                part = np.array(rows, np.int32).reshape(len(ids), -1)
+                self._tables[group][:, : part.shape[1]] = part
+                self._rows[group] = rows
+        self._numbers[:] = numbers
 
     def copy(self, batch: Batch) -> None:
         self.inputs.input_ids.copy_(batch.input_ids)
@@ -193,6 +227,7 @@ class _Step:
             fixed = self.inputs.tables[group]
             fixed.block_table[:, : table.block_table.shape[1]].copy_(table.block_table)
             fixed.slot_mapping.copy_(table.slot_mapping)
+        self._rows = [() for _ in self._rows]
 
 
 class _StepBatch(Batch):

@@ -16,6 +16,7 @@ from zoo.cache.spec import RecurrentState
 from zoo.cache.storage import KVCache
 from zoo.engine.ending import computing
 from zoo.engine.replay import Replay
+from zoo.engine.sampler import Choices
 from zoo.engine.scheduler import Chunk
 from zoo.hooks import CausalLM
 from zoo.kernels.native.pool import Pool, Session, using
@@ -95,24 +96,31 @@ class Runner:
             prompt_start=sum(chunk.length for chunk in chunks if not chunk.is_prompt),
         )
 
+    def decode(
+        self, chunks: Items[Chunk], managers: Items[BlockManager], choices: Choices
+    ) -> tuple[Tensor, list[int]] | None:
+        """Logits float32 [S, V], until the next step, and the tokens drawn from them, of a step of newest tokens alone.
+
+        None: such a step is not recorded here, see `logits`.
+        """
+        replay = self.replay if self.plugin.forward_is_plain else None
+        if replay is None or not replay.is_whole() or not all(chunk.is_decode for chunk in chunks):
+            return None
+        # Without a batch in between: in a step of a small model Python's time counts.
+        ids = [chunk.sequence.output_token_ids[-1] for chunk in chunks]
+        tables = [_tables(chunks, manager) for manager in managers]
+        decoded = replay.again(ids, [chunk.start for chunk in chunks], tables, choices)
+        return replay.step(self.batch(chunks, managers), choices) if decoded is None else decoded
+
     @torch.inference_mode()
     def logits(self, chunks: Items[Chunk], managers: Items[BlockManager]) -> Tensor:
         """Logits float32 [L, V] of the tokens of chunks that want them; until the next step."""
-        replay = self.replay if self.plugin.forward_is_plain else None
-        if replay is not None and all(chunk.is_decode for chunk in chunks):
-            # Without a batch in between: in a step of a small model Python's time counts.
-            ids = [chunk.sequence.output_token_ids[-1] for chunk in chunks]
-            tables = [_tables(chunks, manager) for manager in managers]
-            if (logits := replay.again(ids, [chunk.start for chunk in chunks], tables)) is not None:
-                return logits
         return self.forward(self.batch(chunks, managers))
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        """Logits float32 [L, V] through the plugin's hook, or as it would give them; until the next step."""
-        replay = self.replay if self.plugin.forward_is_plain else None
-        logits = None if replay is None else replay.logits(batch)
-        return self.plugin.forward(self._model_for(batch), batch, self.cache) if logits is None else logits
+        """Logits float32 [L, V] through the plugin's hook; until the next step."""
+        return self.plugin.forward(self._model_for(batch), batch, self.cache)
 
     @torch.inference_mode()
     def hidden(self, batch: Batch) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,6 +15,27 @@ from torch import Tensor
 from zoo import kernels
 from zoo.engine.sequence import Sequence, TokenLogprob
 from zoo.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How tokens are drawn from L rows of logits.
+
+    `numbers`: float32 [4, L], the temperature, top_p, min_p and uniform of `zoo.kernels.sample`; `top_k`: int32 [L];
+    `banned`: bool [V] on `device`, or None.
+    """
+
+    numbers: np.ndarray
+    top_k: np.ndarray
+    banned: Tensor | None
+    device: torch.device
+
+    @cached_property
+    def settings(self) -> dict[str, Tensor]:
+        """What `zoo.kernels.sample` takes beside the logits and what is banned."""
+        temperature, top_p, min_p, uniform = torch.from_numpy(self.numbers).to(self.device).unbind()
+        top_k = torch.from_numpy(self.top_k).to(self.device)
+        return {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "uniform": uniform}
 
 
 class Sampler:
@@ -28,46 +51,49 @@ class Sampler:
         for token in suppressed:
             banned[token] = True
         self.banned = banned.to(device) if bool(banned.any()) else None
-        self._banned_ids = frozenset(banned.nonzero().flatten().tolist())
-        self._greedy: dict[int, dict[str, Tensor]] = {}
+        self._greedy: dict[int, Choices] = {}
 
-    @torch.inference_mode()
-    def sample(self, logits: Tensor, sequences: Items[Sequence]) -> list[int]:
-        """Token ids for logits float32 [L, V], one row per sequence; fills their logprobs if they want them."""
-        greedy, edited = not any(s.params.temperature for s in sequences), any(_edits(s) for s in sequences)
-        tokens = self._choose(logits, sequences, greedy=greedy) if greedy and not edited else None
-        # The largest logit is the largest of those that are not banned, unless it is banned: only then a copy is made.
-        if tokens is None or not self._banned_ids.isdisjoint(tokens):
-            allowed = logits if self.banned is None else logits.masked_fill(self.banned, float("-inf"))
-            tokens = self._choose(self._edited(allowed, sequences) if edited else allowed, sequences, greedy=greedy)
-        for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+    def choices(self, sequences: Items[Sequence]) -> Choices:
+        """How the next token of each sequence is drawn from its row, where nothing edits that before."""
+        if any(sequence.params.temperature for sequence in sequences):
+            return self._choices(sequences)
+        count = len(sequences)
+        if count not in self._greedy:  # for all greedy sequences of that number alike
+            self._greedy[count] = self._choices(sequences)
+        return self._greedy[count]
+
+    def sample(self, logits: Tensor, sequences: Items[Sequence], drawn: list[int] | None = None) -> list[int]:
+        """Token ids for logits float32 [L, V], one row per sequence; fills their logprobs if they want them.
+
+        `drawn`: tokens that were drawn from these logits by `choices`; taken where no logits are edited.
+        """
+        edited = any(_edits(sequence) for sequence in sequences)
+        if drawn is None or edited:
+            allowed = logits
+            if edited:
+                allowed = logits if self.banned is None else logits.masked_fill(self.banned, float("-inf"))
+                allowed = self._edited(allowed, sequences)
+            tokens = kernels.sample(allowed, **self.choices(sequences).settings, banned=self.banned)
+            drawn = [int(token) for token in tokens.tolist()]
+        for row, (sequence, token) in enumerate(zip(sequences, drawn, strict=True)):
             if sequence.params.logprobs is not None:
                 sequence.logprobs.append(logprob(logits[row], token, sequence.params.logprobs))
-        return tokens
+        return drawn
 
-    def _choose(self, logits: Tensor, sequences: Items[Sequence], *, greedy: bool) -> list[int]:
-        if not greedy:
-            settings = self._settings(sequences)
-        elif (settings := self._greedy.get(len(sequences), {})) == {}:
-            settings = self._greedy[len(sequences)] = self._settings(sequences)
-        tokens: list[int] = kernels.sample(logits, **settings).tolist()
-        return tokens
-
-    def _settings(self, sequences: Items[Sequence]) -> dict[str, Tensor]:
-        """What `kernels.sample` takes beside the logits, [L] each; of greedy rows only the temperature counts."""
-        rows = [(s.params.temperature or 0.0, s.params.top_p, s.params.min_p or 0.0, s) for s in sequences]
-        temperature, top_p, min_p, uniform = self._floats(
-            [
-                [temperature for temperature, *_ in rows],
-                [1.0 if top_p is None else top_p for _, top_p, *_ in rows],
-                [min_p for _, _, min_p, _ in rows],
+    def _choices(self, sequences: Items[Sequence]) -> Choices:
+        numbers = np.empty((4, len(sequences)), np.float32)
+        for column, sequence in enumerate(sequences):
+            params = sequence.params
+            numbers[:, column] = (
+                params.temperature or 0.0,
+                1.0 if params.top_p is None else params.top_p,
+                params.min_p or 0.0,
                 # A greedy row needs no chance, which costs more than its argmax.
-                [_uniform(sequence) if temperature > 0 else 0.0 for temperature, _, _, sequence in rows],
-            ]
-        ).unbind()
+                _uniform(sequence) if params.temperature else 0.0,
+            )
         # Not through float32, which has no 2^31 - 1.
-        top_k = torch.tensor([s.params.top_k or 0 for s in sequences], dtype=torch.int32, device=self.device)
-        return {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "uniform": uniform}
+        top_k = np.array([sequence.params.top_k or 0 for sequence in sequences], np.int32)
+        return Choices(numbers, top_k, self.banned, self.device)
 
     @torch.inference_mode()
     def score(self, logits: Tensor, sequence: Sequence, start: int) -> None:

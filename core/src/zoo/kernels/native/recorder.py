@@ -66,13 +66,13 @@ def _aligned(nbytes: int) -> np.ndarray:
 
 
 class Program:
-    """A recorded step: run it after its inputs have been written. `output` is what the step gave, and gives again.
+    """A recorded step: run it after its inputs have been written. `outputs` are what the step gave, and gives again.
 
-    It is there until another program on the same arena is recorded or run.
+    They are there until another program on the same arena is recorded or run.
     """
 
-    def __init__(self, ops: Sequence[ctypes.Structure], kept: Sequence[Any], output: Tensor) -> None:
-        self.output = output
+    def __init__(self, ops: Sequence[ctypes.Structure], kept: Sequence[Any], outputs: tuple[Tensor, ...]) -> None:
+        self.outputs = outputs
         self._kept = (ops, kept)
         self._addresses = (ctypes.c_void_p * len(ops))(*(ctypes.addressof(op) for op in ops))
 
@@ -108,12 +108,12 @@ class Recorder:
             self.trusted -= 1
 
 
-def record(step: Callable[[], Tensor], pool: Pool, arena: Arena) -> Program:
+def record(step: Callable[[], tuple[Tensor, ...]], pool: Pool, arena: Arena) -> Program:
     """Run a step once and take it down. Raises ContractBroken, after which the step has not run to its end."""
     recorder = Recorder(arena)
     with using(Session(pool, recorder)), _Watch(recorder):
-        output = _unleased(step())
-    return Program(recorder.ops, recorder.kept, output)
+        outputs = tuple(_unleased(output) for output in step())
+    return Program(recorder.ops, recorder.kept, outputs)
 
 
 def _unleased(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-ABI = 3
+ABI = 4
 """ZOO_ABI of zoo.h."""
 
 F32, F16, BF16, FP8_E4M3 = 0, 1, 30, 1000
@@ -137,7 +137,9 @@ class Elementwise(ctypes.Structure):
 class Sample(ctypes.Structure):
     """A token per row."""
 
-    _fields_ = _fields("i: code unused; p: logits; q: rows cols ld; p: temperature top_p min_p uniform top_k out")
+    _fields_ = _fields(
+        "i: code unused; p: logits; q: rows cols ld; p: banned temperature top_p min_p uniform top_k out"
+    )
 
 
 (LINEAR, HEAD_LINEAR, GLU, EMBEDDING, RMS_NORM, LAYER_NORM, ROTARY, ATTEND, ATTEND_LATENT, ROUTE, MOE, ELEMENTWISE,

@@ -7,9 +7,18 @@ from torch import Tensor
 
 
 def sample(
-    logits: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
+    logits: Tensor,
+    *,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    uniform: Tensor,
+    banned: Tensor | None = None,
 ) -> Tensor:
     """See zoo.kernels.sample."""
+    if banned is not None:
+        logits = logits.masked_fill(banned, float("-inf"))
     greedy = temperature <= 0
     # From the largest downwards, so that a tiny temperature makes no two logits infinite.
     scaled = (logits - logits.amax(-1, keepdim=True)) / torch.where(greedy, 1.0, temperature)[:, None]
