@@ -6,6 +6,7 @@
 #endif
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -19,7 +20,7 @@ class Signal {
  public:
   uint32_t read() const { return value_.load(std::memory_order_acquire); }
   void raise();
-  bool wait_past(uint32_t seen);  // whether it slept
+  bool wait_past(uint32_t seen, std::chrono::microseconds spin);  // whether it slept
 
  private:
   std::atomic<uint32_t> value_{0};
