@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <new>
 
@@ -11,9 +12,7 @@ namespace zoo {
 
 namespace {
 
-// How long a thread spins before it sleeps: for others at a barrier, where one may want its processor; for the next list of
-// ops, longer than Python takes from one step to the next.
-constexpr std::chrono::microseconds BARRIER{300}, NEXT_LIST{1000};
+constexpr auto SPIN = std::chrono::microseconds(300);
 constexpr size_t ALIGN = 64;
 
 inline void relax() {
@@ -47,12 +46,12 @@ void Signal::raise() {
   wake_.notify_all();
 }
 
-bool Signal::wait_past(uint32_t seen, std::chrono::microseconds spin) {
+bool Signal::wait_past(uint32_t seen) {
   for (int i = 0; i < 64; ++i) {
     if (read() != seen) return false;
     relax();
   }
-  const auto until = std::chrono::steady_clock::now() + spin;
+  const auto until = std::chrono::steady_clock::now() + SPIN;
   while (std::chrono::steady_clock::now() < until) {
     for (int i = 0; i < 16; ++i) {
       if (read() != seen) return false;
@@ -110,7 +109,7 @@ void Pool::run(Job job, void* data, size_t shared_bytes, size_t local_bytes) {
 
 void Pool::loop(int ith) {
   for (uint32_t seen = 0;;) {
-    start_.wait_past(seen, NEXT_LIST);
+    start_.wait_past(seen);
     // One raise is one job: the next comes only after this thread passed the last barrier.
     ++seen;
     if (stop_.load(std::memory_order_relaxed)) return;
@@ -151,7 +150,7 @@ void Pool::keep_apart(int ith) {
 void Pool::barrier(int ith) {
   const uint32_t seen = phase_.read();
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) {
-    if (phase_.wait_past(seen, BARRIER)) keep_apart(ith);
+    if (phase_.wait_past(seen)) keep_apart(ith);
     return;
   }
   arrived_.store(0, std::memory_order_relaxed);

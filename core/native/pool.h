@@ -6,7 +6,6 @@
 #endif
 
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -20,7 +19,7 @@ class Signal {
  public:
   uint32_t read() const { return value_.load(std::memory_order_acquire); }
   void raise();
-  bool wait_past(uint32_t seen, std::chrono::microseconds spin);  // whether it slept
+  bool wait_past(uint32_t seen);  // whether it slept
 
  private:
   std::atomic<uint32_t> value_{0};
