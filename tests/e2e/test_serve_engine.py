@@ -135,15 +135,15 @@ def test_one_failing_step_fails_its_sequences_and_the_server_goes_on(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = served.llm.engine.runner
-    decode = runner.decode  # which every step asks first
+    replays = runner.replays  # what every step asks first
     steps = iter([False])  # whether the next step fails; afterwards none does
 
     def fail(*step: Any) -> Any:
         if next(steps, False):
             raise RuntimeError("a secret of the model")
-        return decode(*step)
+        return replays(*step)
 
-    monkeypatch.setattr(runner, "decode", fail)
+    monkeypatch.setattr(runner, "replays", fail)
     steps = iter([True])
     body = {"prompt": sample_ids(5), "max_tokens": 5}
     answer = served.post("/v1/completions", body)

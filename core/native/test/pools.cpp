@@ -54,7 +54,8 @@ class Step {
     moe_ = {zoo::MOE, zoo::SILU, sum, TOKENS, hidden, indices, weights, top_k, experts, experts_[0].data(),
             experts_[1].data(), experts_[2].data(), x, hidden, mixed};
     linear_ = {zoo::LINEAR, 1, mixed, TOKENS, hidden, TOKENS, &head_};
-    sample_ = {zoo::SAMPLE, 0, logits, TOKENS, vocabulary, vocabulary, nullptr, zeros, zeros, zeros, zeros, none, result_.as<int32_t>()};
+    sample_ = {zoo::SAMPLE, 0, logits, TOKENS, vocabulary, vocabulary, nullptr, zeros, zeros, zeros, zeros, none,
+               result_.as<int32_t>()};
     outcome_ = logits;
   }
   Step(const Step&) = delete;

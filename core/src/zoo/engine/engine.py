@@ -53,7 +53,9 @@ class Engine:
             return StepOutput((), 0)
         self.active = tuple(chunk.sequence for chunk in chunks)
         sequences = [chunk.sequence for chunk in chunks if chunk.is_last]
-        decoded = self.runner.decode(chunks, self.scheduler.managers, self.sampler.choices(sequences))
+        decoded = None
+        if self.runner.replays(chunks):
+            decoded = self.runner.decode(chunks, self.scheduler.managers, self.sampler.choices(sequences))
         if decoded is not None:
             tokens = self.sampler.sample(decoded[0], sequences, decoded[1])
         else:

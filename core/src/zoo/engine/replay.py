@@ -203,6 +203,7 @@ class _Step:
     def run(self, pool: Pool, choices: Choices | None) -> tuple[Tensor, ...]:
         assert self._program is not None
         if self.choices is not None and choices is not None and choices is not self._written:
+            # In place: what was recorded reads these very arrays.
             self.choices.numbers[:] = choices.numbers
             self.choices.top_k[:] = choices.top_k
             self._written = choices

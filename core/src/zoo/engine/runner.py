@@ -96,21 +96,24 @@ class Runner:
             prompt_start=sum(chunk.length for chunk in chunks if not chunk.is_prompt),
         )
 
+    def replays(self, chunks: Items[Chunk]) -> bool:
+        """Whether a step is one that `decode` takes: of newest tokens alone, and recorded here."""
+        replay = self.replay if self.plugin.forward_is_plain else None
+        return replay is not None and replay.is_whole() and all(chunk.is_decode for chunk in chunks)
+
     def decode(
         self, chunks: Items[Chunk], managers: Items[BlockManager], choices: Choices
     ) -> tuple[Tensor, list[int]] | None:
-        """Logits float32 [S, V], until the next step, and the tokens drawn from them, of a step of newest tokens alone.
+        """Logits float32 [S, V], until the next step, and the tokens drawn from them, where `replays` says so.
 
-        None: such a step is not recorded here, see `logits`.
+        None: the model turned out to break the contract, see `logits`.
         """
-        replay = self.replay if self.plugin.forward_is_plain else None
-        if replay is None or not replay.is_whole() or not all(chunk.is_decode for chunk in chunks):
-            return None
+        assert self.replay is not None
         # Without a batch in between: in a step of a small model Python's time counts.
         ids = [chunk.sequence.output_token_ids[-1] for chunk in chunks]
         tables = [_tables(chunks, manager) for manager in managers]
-        decoded = replay.again(ids, [chunk.start for chunk in chunks], tables, choices)
-        return replay.step(self.batch(chunks, managers), choices) if decoded is None else decoded
+        decoded = self.replay.again(ids, [chunk.start for chunk in chunks], tables, choices)
+        return self.replay.step(self.batch(chunks, managers), choices) if decoded is None else decoded
 
     @torch.inference_mode()
     def logits(self, chunks: Items[Chunk], managers: Items[BlockManager]) -> Tensor:
