@@ -1,4 +1,4 @@
-"""Recorded decode steps against the same ops called one by one: the same bits, and never a stale or a lost one."""
+"""Steps that are replayed against the same ops called one by one: the same bits, and never a stale or a lost one."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import dataclasses
 import gc
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels.native_cases import needs_native
 from oracle.checkpoints import llama_config, sample_ids, save_checkpoint
 from oracle.gguf_writer import llama_contents, write
-from zoo import LLM
+from zoo import LLM, kernels
 from zoo.engine.generation import run
 from zoo.engine.replay import Replay
 from zoo.engine.sampler import Sampler
@@ -28,6 +28,7 @@ from zoo.kernels.native import pool as pools
 from zoo.kernels.native import structs
 from zoo.kernels.native.pool import Pool
 from zoo.kernels.native.recorder import Arena, Program, Recorder
+from zoo.kernels.native.template import Template
 from zoo_llama.model import LlamaForCausalLM
 
 pytestmark = needs_native
@@ -89,6 +90,20 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Tokens, sequences and tokens of answers of the steps with prompts that were replayed."""
+    seen: list[tuple[int, ...]] = []
+    run = Template.run
+
+    def counted(self: Template, pool: Pool, counts: tuple[int, ...]) -> Tensor:
+        seen.append(counts)
+        return run(self, pool, counts)
+
+    monkeypatch.setattr(Template, "run", counted)
+    return seen
+
+
 def replay_of(llm: LLM) -> Replay:
     replay = llm.engine.runner.replay
     assert replay is not None
@@ -123,7 +138,9 @@ def eager(path: Path, ids: list[int], **options: Any) -> list[int]:
         return list(llm.generate(ids, GREEDY).token_ids)
 
 
-def test_replay_equals_the_ops_one_by_one_while_requests_come_and_go(gguf: Path, runs: list[int]) -> None:
+def test_replay_equals_the_ops_one_by_one_while_requests_come_and_go(
+    gguf: Path, runs: list[int], prompts: list[tuple[int, ...]]
+) -> None:
     watches, tokens = [], []
     for stopped in ("", "the test wants it"):
         watch = Watch()
@@ -135,13 +152,41 @@ def test_replay_equals_the_ops_one_by_one_while_requests_come_and_go(gguf: Path,
         if not stopped:
             replayed = len(runs)
             assert replayed >= 20
+            mixed = list(prompts)
+            assert len(mixed) == 6
+            assert {answers for _, _, answers in mixed} == {0, 2, 3}
     assert len(runs) == replayed, "nothing may be replayed where it is stopped"
+    assert prompts == mixed
     assert tokens[0] == tokens[1]
     assert [len(one) for one in tokens[0]] == [wanted for *_, wanted in REQUESTS]
     assert {len(step) for step in watches[0]} >= {1, 2, 3}
     for mine, wanted in zip(*watches, strict=True):
         assert mine.keys() == wanted.keys()
         assert all(torch.equal(mine[name], wanted[name]) for name in wanted)
+
+
+def test_prompts_longer_than_a_step_equal_the_ops_one_by_one(tmp_path: Path, prompts: list[tuple[int, ...]]) -> None:
+    ids = sample_ids(1200)
+    save_checkpoint(tmp_path, llama_config(max_position_embeddings=2048))
+    with LLM.load(tmp_path, device="cpu") as llm:
+        states = llm.engine.hidden(tuple(ids), 512)
+        assert prompts == [(512, 1, 0), (512, 1, 0), (176, 1, 0)]
+        assert torch.equal(llm.engine.hidden(tuple(ids), 512), states)
+        replay_of(llm).stopped = "the test wants it"
+        assert torch.equal(llm.engine.hidden(tuple(ids), 512), states)
+    assert len(prompts) == 6
+
+
+def test_as_many_prompts_as_a_step_takes(gguf: Path, prompts: list[tuple[int, ...]]) -> None:
+    many = [sample_ids(2 + index % 5, seed=index) for index in range(80)]
+    params = dataclasses.replace(GREEDY, max_tokens=2)
+    answers = []
+    for stopped in ("", "the test wants it"):
+        with LLM.load(gguf, device="cpu") as llm:
+            replay_of(llm).stopped = stopped
+            answers.append([one.token_ids for one in llm.generate(many, params)])
+    assert answers[0] == answers[1]
+    assert max(sequences for _, sequences, _ in prompts) == 64
 
 
 def test_kernels_are_told_which_tokens_belong_to_prompts(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,6 +341,58 @@ def test_a_model_that_breaks_the_contract_runs_op_by_op_and_says_so_once(
     assert BREAKS[kind] in said
 
 
+class Branches(LlamaForCausalLM):
+    """Calls other ops for many tokens."""
+
+    def hidden(self, batch: Any, cache: Any) -> Tensor:
+        found = super().hidden(batch, cache)
+        return kernels.add(found, found) if len(batch.positions) > 100 else found
+
+
+class Shares(LlamaForCausalLM):
+    """Looks at how the tokens are divided."""
+
+    def hidden(self, batch: Any, cache: Any) -> Tensor:
+        assert len(batch.query_lens) == len(batch.seq_lens)
+        return super().hidden(batch, cache)
+
+
+class Drops(LlamaForCausalLM):
+    """Gives the states of fewer tokens than it was given."""
+
+    def hidden(self, batch: Any, cache: Any) -> Tensor:
+        found = super().hidden(batch, cache)
+        return found[1:] if len(found) > 400 else found
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [(Branches, "other ops"), (Shares, "query_lens"), (Drops, "no row for each token")]
+)
+def test_a_model_whose_ops_depend_on_the_number_of_tokens_computes_prompts_op_by_op(
+    kind: type,
+    reason: str,
+    gguf: Path,
+    runs: list[int],
+    prompts: list[tuple[int, ...]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "zoo")
+    ids = sample_ids(120)
+    with LLM.load(gguf, device="cpu", plugins=[Become(kind)]) as llm:
+        first = llm.generate(ids, GREEDY).token_ids
+        llm.reset()
+        assert llm.generate(ids, GREEDY).token_ids == first
+        llm.reset()
+        replay_of(llm).stopped = "the test wants it"
+        assert llm.generate(ids, GREEDY).token_ids == first
+    assert not prompts
+    assert len(runs) == 2 * GREEDY.max_tokens - 3, "answers are replayed all the same"
+    assert not warnings_of(caplog)
+    (said,) = [record.getMessage() for record in caplog.records if "prompts" in record.getMessage()]
+    assert kind.__name__ in said
+    assert reason in said
+
+
 class Scales(LlamaForCausalLM):
     """Computes with torch what comes after the layers."""
 
@@ -331,6 +428,80 @@ def test_a_method_that_is_set_on_the_model_is_called(gguf: Path, runs: list[int]
         del llm.model.logits
         assert llm.generate(ids, GREEDY).token_ids == wanted
     assert other != wanted
+
+
+class Doubled(nn.Module):
+    """Stands in the place of a layer of the model."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        return kernels.add(y, y)
+
+
+def no_mlp(model: Any) -> None:
+    """Sets a weight."""
+    layer = model.model.layers[1].mlp.down_proj
+    layer.set_weight("weight", torch.zeros(layer.out_features, layer.in_features))
+
+
+def shift(model: Any) -> None:
+    """Sets a bias."""
+    layer = model.model.layers[0].self_attn.o_proj
+    layer.bias = torch.linspace(-9, 9, layer.out_features)
+
+
+def flatten(model: Any) -> None:
+    """Sets a number."""
+    model.model.layers[0].input_layernorm.eps = 100.0
+
+
+def replace_layer(model: Any) -> None:
+    """Sets a module."""
+    model.model.layers[1].mlp = Doubled(model.model.layers[1].mlp)
+
+
+def set_method(model: Any) -> None:
+    """Sets a function on the model."""
+    hidden = type(model).hidden
+    weight = torch.linspace(-3, 3, model.config.hidden_size)
+    model.hidden = lambda batch, cache: kernels.rms_norm(hidden(model, batch, cache), weight, eps=1e-5)[0]
+
+
+CHANGES: list[Callable[[Any], None]] = [no_mlp, shift, flatten, replace_layer, set_method]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_set_on_a_model_later_is_computed_with(
+    gguf: Path, runs: list[int], prompts: list[tuple[int, ...]], change: Callable[[Any], None]
+) -> None:
+    ids = sample_ids(30)
+    with LLM.load(gguf, device="cpu") as llm:
+        before = llm.logits(ids), llm.generate(ids, GREEDY).token_ids
+        change(llm.model)
+        llm.reset()
+        runs.clear(), prompts.clear()
+        after = llm.logits(ids), llm.generate(ids, GREEDY).token_ids
+        assert prompts
+        assert runs
+        llm.reset()
+        replay_of(llm).stopped = "the test wants it"
+        assert torch.equal(llm.logits(ids), after[0])
+        assert llm.generate(ids, GREEDY).token_ids == after[1]
+    assert not torch.equal(before[0], after[0])
+    assert before[1] != after[1]
+
+
+def test_another_model_leaves_recordings_alone(gguf: Path, runs: list[int]) -> None:
+    with LLM.load(gguf, device="cpu") as llm:
+        wanted = llm.generate(sample_ids(9), GREEDY).token_ids
+        runs.clear()
+        with LLM.load(gguf, device="cpu"):
+            assert llm.generate(sample_ids(9), GREEDY).token_ids == wanted
+        assert len(runs) == GREEDY.max_tokens - 1
 
 
 def test_an_error_while_recording_leaves_nothing_recorded(gguf: Path, runs: list[int]) -> None:

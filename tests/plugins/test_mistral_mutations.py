@@ -180,14 +180,14 @@ def test_a_query_scale_that_forgets_the_position_of_a_chunk_is_seen(
     ids = sample_ids(LENGTH)
     wanted = checkpoints.logits(model, ids)
     honest = zoo_model.position_scale
-    with LLM.load(paths["hf"], device="cpu", dtype="float32", cache_dtype="float32") as llm:
 
-        def last() -> torch.Tensor:
+    def last() -> torch.Tensor:
+        with LLM.load(paths["hf"], device="cpu", dtype="float32", cache_dtype="float32") as llm:
             return llm.model.logits(llm._engine.hidden(tuple(ids), 1)[-1:])[0]
 
-        assert (last() - wanted[-1]).abs().max() < TOLERANCE
-        monkeypatch.setattr(zoo_model, "position_scale", lambda q, positions, **rest: honest(q, positions * 0, **rest))
-        assert (last() - wanted[-1]).abs().max() > FACTOR * TOLERANCE
+    assert (last() - wanted[-1]).abs().max() < TOLERANCE
+    monkeypatch.setattr(zoo_model, "position_scale", lambda q, positions, **rest: honest(q, positions * 0, **rest))
+    assert (last() - wanted[-1]).abs().max() > FACTOR * TOLERANCE
 
 
 TEXT = "12345 1234567 the Theory HTTPServer iPhone\n\n\n  of 2024, isn't 3.14159 ünïcödé"

@@ -111,7 +111,7 @@ class LLM:
         # After the plan of the cache: it counts the weights as part of the memory that is available.
         unpacked = "" if pool is None else _pack(self.model, pool, source, options)
         self._engine = Engine(
-            Runner(plugin, self.model, cache, device, pool),
+            Runner(plugin, self.model, cache, device, pool, (_MAX_BATCHED_TOKENS, MAX_NUM_SEQS)),
             Sampler(plugin.vocab(self.model), self.tokenizer.vocab_size, self.tokenizer.suppressed_ids, device),
             Scheduler(
                 block_managers(

@@ -24,16 +24,26 @@ from zoo.plugin.bound import BoundPlugin
 
 
 class Runner:
-    """One model with its cache. `pool`: the threads of native CPU kernels, None where the reference computes."""
+    """One model with its cache.
+
+    `pool`: the threads of native CPU kernels, None where the reference computes; `most`: tokens and sequences of the
+    largest batch.
+    """
 
     def __init__(
-        self, plugin: BoundPlugin, model: CausalLM, cache: KVCache, device: torch.device, pool: Pool | None = None
+        self,
+        plugin: BoundPlugin,
+        model: CausalLM,
+        cache: KVCache,
+        device: torch.device,
+        pool: Pool | None,
+        most: tuple[int, int],
     ) -> None:
         self.plugin = plugin
         self.model = model
         self.cache = cache
         self.device = device
-        self.replay = None if pool is None else Replay(model, cache, pool)
+        self.replay = None if pool is None else Replay(model, cache, pool, most)
         self._session = None if pool is None else Session(pool)
 
     @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from zoo.errors import ConfigError
 from zoo.quant.experts import ExpertWeights
@@ -23,6 +25,17 @@ class Leaf(nn.Module):
     Declared weights are parameters on the meta device until `set_weight` puts the real one in their place.
     """
 
+    changes: ClassVar[int] = 0
+    """How often something was set on a leaf of any model, or put into a module: what was recorded may be stale."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        _changed()
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        _changed()
+
     def declare(self, name: str, *shape: int) -> None:
         """Say that this module has a weight `name` of `shape`. Raises ConfigError for one that no memory can hold."""
         if math.prod(shape) >= _LIMIT:
@@ -39,3 +52,10 @@ class Leaf(nn.Module):
         # A packed weight is no torch tensor: it lives as a plain attribute.
         del self._parameters[name]
         setattr(self, name, value)
+
+
+def _changed(*_: object) -> None:
+    Leaf.changes += 1
+
+
+register_module_module_registration_hook(_changed)

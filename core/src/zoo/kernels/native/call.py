@@ -19,17 +19,22 @@ _DENSE = {torch.float32: structs.F32, torch.float16: structs.F16, torch.bfloat16
 
 
 def run(op: ctypes.Structure, *kept: Any) -> None:
-    """Run an op here and now. `kept`: tensors and arrays that its addresses point to and that are not its outputs."""
+    """Run an op here and now, unless it is only rehearsed.
+
+    `kept`: tensors and arrays that its addresses point to and that are not its outputs.
+    """
     current = session()
-    current.pool.execute((ctypes.c_void_p * 1)(ctypes.addressof(op)))
-    if current.recorder is not None:
-        current.recorder.add(op, kept)
+    recorder = current.recorder
+    if recorder is None or recorder.rehearsal is None:
+        current.pool.execute((ctypes.c_void_p * 1)(ctypes.addressof(op)))
+    if recorder is not None:
+        recorder.add(op, kept)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """An output."""
     recorder = session().recorder
-    return torch.empty(shape, dtype=dtype) if recorder is None else recorder.arena.empty(shape, dtype)
+    return torch.empty(shape, dtype=dtype) if recorder is None else recorder.empty(shape, dtype)
 
 
 def matches(*tensors: Tensor | None) -> bool:

@@ -8,6 +8,9 @@ would be missing from the list, so it ends the recording: the model has broken t
 from __future__ import annotations
 
 import ctypes
+import functools
+import heapq
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,33 +33,42 @@ class Arena:
     """Buffers by size, lent to tensors and taken back when their storage dies.
 
     Sizes are powers of two, so that recordings of nearly equal batches share buffers: all of them together need a few
-    times what the largest needs. What is not written of a buffer takes no memory.
+    times what the largest needs. What is not written of a buffer takes no memory. Of the free buffers of a size the
+    oldest is lent, so that the same requests in the same order get the same addresses again.
     """
 
     def __init__(self) -> None:
-        self._free: dict[int, list[np.ndarray]] = {}
+        self._free: dict[int, list[tuple[int, np.ndarray]]] = {}
+        self._made = 0
 
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor on lent memory."""
-        count = 1
-        for size in shape:
-            count *= size
-        nbytes = max(_ALIGN, 1 << (count * dtype.itemsize - 1).bit_length())
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, *, room: int = 0) -> Tensor:
+        """An uninitialised tensor on lent memory, of `room` bytes if it needs no more."""
+        count = math.prod(shape)
+        nbytes = max(_ALIGN, 1 << (max(room, count * dtype.itemsize) - 1).bit_length())
         free = self._free.setdefault(nbytes, [])
-        lease = _Lease(free, free.pop() if free else _aligned(nbytes))
-        return torch.from_numpy(np.asarray(lease))[: count * dtype.itemsize].view(dtype).view(shape)
+        if not free:
+            free.append((self._made, _aligned(nbytes)))
+            self._made += 1
+        lease = _Lease(free, heapq.heappop(free))
+        # Shaped by numpy: views of torch take longer, the more so while a recorder looks on.
+        return torch.from_numpy(np.ndarray(shape, _numpy_dtype(dtype), np.asarray(lease)))
 
 
 class _Lease:
     """What keeps a buffer out of the arena: numpy holds it as long as a storage of torch lies on the buffer."""
 
-    def __init__(self, home: list[np.ndarray], buffer: np.ndarray) -> None:
+    def __init__(self, home: list[tuple[int, np.ndarray]], lent: tuple[int, np.ndarray]) -> None:
         self._home = home
-        self._buffer = buffer
-        self.__array_interface__ = buffer.__array_interface__
+        self._lent = lent
+        self.__array_interface__ = lent[1].__array_interface__
 
     def __del__(self) -> None:
-        self._home.append(self._buffer)
+        heapq.heappush(self._home, self._lent)
+
+
+@functools.cache
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    return np.dtype(str(dtype).removeprefix("torch."))
 
 
 def _aligned(nbytes: int) -> np.ndarray:
@@ -85,18 +97,36 @@ class Program:
 
 
 class Recorder:
-    """Takes down the ops of one step."""
+    """Takes down the ops of one step.
 
-    def __init__(self, arena: Arena) -> None:
+    `rehearsal`: its tokens and the most that a step has; ops are not run then, and outputs have room for the most.
+    """
+
+    def __init__(self, arena: Arena, rehearsal: tuple[int, int] | None = None) -> None:
         self.arena = arena
+        self.rehearsal = rehearsal
         self.ops: list[ctypes.Structure] = []
         self.kept: list[Any] = [arena]
         self.trusted = 0
 
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An output, in the arena."""
+        room = 0
+        if self.rehearsal is not None and shape and shape[0] % self.rehearsal[0] == 0:
+            tokens, most = self.rehearsal
+            room = math.prod(shape) * dtype.itemsize // tokens * most
+        return self.arena.empty(shape, dtype, room=room)
+
     def add(self, op: ctypes.Structure, kept: Sequence[Any]) -> None:
-        """An op that has just run, with what else its addresses point to and nobody else may keep alive."""
+        """The next op, with what else its addresses point to and nobody else may keep alive."""
         self.ops.append(op)
         self.kept.extend(kept)
+
+    @contextmanager
+    def taking_down(self, pool: Pool) -> Iterator[None]:
+        """Ops called inside are taken down. Raises ContractBroken where anything else computes."""
+        with using(Session(pool, self)), _Watch(self):
+            yield
 
     @contextmanager
     def trust(self) -> Iterator[None]:
@@ -111,12 +141,12 @@ class Recorder:
 def record(step: Callable[[], tuple[Tensor, ...]], pool: Pool, arena: Arena) -> Program:
     """Run a step once and take it down. Raises ContractBroken, after which the step has not run to its end."""
     recorder = Recorder(arena)
-    with using(Session(pool, recorder)), _Watch(recorder):
-        outputs = tuple(_unleased(output) for output in step())
+    with recorder.taking_down(pool):
+        outputs = tuple(unleased(output) for output in step())
     return Program(recorder.ops, recorder.kept, outputs)
 
 
-def _unleased(x: Tensor) -> Tensor:
+def unleased(x: Tensor) -> Tensor:
     """The same values, on a buffer that goes back to the arena when x dies: the next step may write there."""
     storage = x.untyped_storage()
     memory = (ctypes.c_byte * storage.nbytes()).from_address(storage.data_ptr())
