@@ -39,7 +39,7 @@ class Zoo:
         import torch  # noqa: F401
 
         self._before, started = peak_mb(), time.perf_counter()
-        from zoo.llm import LLM
+        from zoo import LLM
 
         imported = time.perf_counter()
         self._llm = LLM.load(job["path"], device="cpu", threads=job["threads"], context=job["context"])

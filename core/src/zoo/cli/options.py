@@ -68,7 +68,7 @@ def printable(text: str) -> str:
 
 def load(model_path: str, options: dict[str, Any]) -> LLM:
     """Load a model as the options say, with a progress line on a terminal's stderr."""
-    from zoo.llm import LLM  # imports torch
+    from zoo import LLM  # imports torch
 
     options = {**options, "overrides": parse_overrides(options["overrides"])}
     if not sys.stderr.isatty():

@@ -46,7 +46,7 @@ class Sampler:
     def __init__(self, vocab_size: int, tokenizer_size: int, suppressed: Collection[int], device: torch.device) -> None:
         """`vocab_size`: columns of the logits; `suppressed` ids, and ids from `tokenizer_size` on, are banned."""
         self.device = device
-        banned = torch.zeros(vocab_size, dtype=torch.bool)
+        banned = torch.from_numpy(np.zeros(vocab_size, np.bool_))  # without a parallel loop, the first of which is slow
         banned[tokenizer_size:] = True
         for token in suppressed:
             banned[token] = True
