@@ -5,9 +5,33 @@
 
 namespace zoo::ZOO_ISA {
 
-// Where a block's elements are not words but `width` bytes: its bytes [from, to). See layout.h.
-struct Narrow {
-  int from, to, width;
+// Bytes [from, to) of a block, elements of `width` bytes. From `with` on there are as many: one of each in turn.
+struct Run {
+  int from = 0, to = 0, width = 4, with = -1;
+};
+
+// All bytes of a block in the order in which its elements are read, which is how they lie in packed rows (layout.h). Then
+// memory is read from one end to the other, as prefetchers of processors foresee it.
+struct Order {
+  Run runs[6];
+
+  // Where byte `at` of a block goes.
+  constexpr int place(int at) const {
+    int start = 0;
+    for (const Run& run : runs) {
+      const int bytes = run.to - run.from;
+      if (run.with < 0) {
+        if (run.from <= at && at < run.to) return start + at - run.from;
+        start += bytes;
+        continue;
+      }
+      const int first = at - run.from, second = at - run.with, width = run.width;
+      if (0 <= first && first < bytes) return start + first / width * 2 * width + first % width;
+      if (0 <= second && second < bytes) return start + second / width * 2 * width + width + second % width;
+      start += 2 * bytes;
+    }
+    return -1;
+  }
 };
 
 struct Product {
@@ -20,7 +44,7 @@ struct TypeKernel {
   ActivationKind kind;
   Product product;  // with activations of that kind
   Product prompt;   // with ACT_BF16, where prompts have it
-  Narrow narrow;    // of types that can be packed: those of ACT_INT8
+  Order order;      // of types that can be packed: those of ACT_INT8
 };
 
 // null: no kernel for this weight here.

@@ -35,7 +35,7 @@ struct ScalesAndMins {
 struct FormatQ4_K {  // d, dmin, scales, 4 x 32 bytes of nibbles
   using Kind = ZOO_ISA::Kind<Encoding::U4, 1, 1>;
   static constexpr int BLOCKS = 8, BYTES = 144;
-  static constexpr Narrow NARROW = {0, 4, 2};
+  static constexpr Order ORDER = {{{0, 4, 2}, {4, 144}}};
   template <class P>
   struct Unit {
     ScalesAndMins scales;
@@ -54,7 +54,7 @@ struct FormatQ4_K {  // d, dmin, scales, 4 x 32 bytes of nibbles
 struct FormatQ5_K {  // as Q4_K, with 32 bytes of fifth bits before the nibbles: bit i belongs to sub-block i
   using Kind = ZOO_ISA::Kind<Encoding::U5, 1, 1>;
   static constexpr int BLOCKS = 8, BYTES = 176;
-  static constexpr Narrow NARROW = {0, 4, 2};
+  static constexpr Order ORDER = {{{0, 4, 2}, {4, 16}, {16, 48, 4, 48}, {80, 176}}};
   template <class P>
   struct Unit {
     ScalesAndMins scales;
@@ -85,12 +85,12 @@ ZOO_INLINE Head<K> signed_factors(VF scale, VI bytes, int first) {
 struct FormatQ6_K {  // 2 x 64 bytes of nibbles, 2 x 32 bytes of upper bits, 16 signed scales, d: d * scale * (q - 32)
   using Kind = ZOO_ISA::Kind<Encoding::U6, 0, 2, 32>;
   static constexpr int BLOCKS = 8, BYTES = 210;
-  static constexpr Narrow NARROW = {208, 210, 2};
+  static constexpr Order ORDER = {
+      {{208, 210, 2}, {192, 208}, {0, 32, 4, 128}, {32, 64}, {64, 96, 4, 160}, {96, 128}}};
   template <class P>
   struct Unit {
     typename P::template Words<16> scales;
-    typename P::template Words<64> low;
-    typename P::template Words<32> high;
+    typename P::template Words<32> low[2], high;
     VF d;
     ZOO_INLINE void read(const P& p) {
       scales.template read<192>(p);
@@ -99,7 +99,8 @@ struct FormatQ6_K {  // 2 x 64 bytes of nibbles, 2 x 32 bytes of upper bits, 16 
     template <int I>
     ZOO_INLINE Head<Kind> head(const P& p) {
       if constexpr (I % 4 == 0) {
-        low.template read<I / 4 * 64>(p);
+        low[0].template read<I / 4 * 64>(p);
+        low[1].template read<I / 4 * 64 + 32>(p);
         high.template read<128 + I / 4 * 32>(p);
       }
       return signed_factors<Kind>(d, scales[I / 2], I % 2 * 2);
@@ -108,7 +109,7 @@ struct FormatQ6_K {  // 2 x 64 bytes of nibbles, 2 x 32 bytes of upper bits, 16 
     ZOO_INLINE VI quad() const {
       constexpr int i = I % 4;
       const VI upper = i < 2 ? left(high[J], 4 - 2 * i) : right(high[J], 2 * i - 4);
-      return (right(low[i % 2 * 8 + J], i / 2 * 4) & word(LOW_NIBBLES)) | (upper & word(0x30303030u));
+      return (right(low[i % 2][J], i / 2 * 4) & word(LOW_NIBBLES)) | (upper & word(0x30303030u));
     }
   };
 };
@@ -118,7 +119,7 @@ struct FormatQ6_K {  // 2 x 64 bytes of nibbles, 2 x 32 bytes of upper bits, 16 
 struct FormatQ3_K {
   using Kind = ZOO_ISA::Kind<Encoding::U6, 0, 2, 32>;
   static constexpr int BLOCKS = 8, BYTES = 110;
-  static constexpr Narrow NARROW = {108, 110, 2};
+  static constexpr Order ORDER = {{{108, 110, 2}, {96, 108}, {0, 32, 4, 32}, {64, 96}}};
   template <class P>
   struct Unit {
     typename P::template Words<32> third, planes;
@@ -155,7 +156,7 @@ struct FormatQ3_K {
 struct FormatQ2_K {  // 16 bytes of nibbles (scale, min), 2 x 32 bytes of 2-bit planes, d, dmin: d * scale * q - dmin * min
   using Kind = ZOO_ISA::Kind<Encoding::U4, 2, 2>;
   static constexpr int BLOCKS = 8, BYTES = 84;
-  static constexpr Narrow NARROW = {80, 84, 2};
+  static constexpr Order ORDER = {{{80, 84, 2}, {0, 80}}};
   template <class P>
   struct Unit {
     typename P::template Words<16> pairs;
@@ -187,7 +188,7 @@ struct FormatQ2_K {  // 16 bytes of nibbles (scale, min), 2 x 32 bytes of 2-bit 
 struct FormatIQ4_XS {  // d, 8 x upper 2 bits, 8 x lower 4 bits of scales, 8 x 16 bytes of nibbles: d * (scale - 32) * level[q]
   using Kind = ZOO_ISA::Kind<Encoding::S8, 0>;
   static constexpr int BLOCKS = 8, BYTES = 136;
-  static constexpr Narrow NARROW = {0, 0, 4};
+  static constexpr Order ORDER = {{{0, 136}}};
   template <class P>
   struct Unit {
     Nibbles<P> q;

@@ -24,7 +24,7 @@ struct Nibbles {
 struct FormatQ4_0 {  // d, q: d * (q - 8)
   using Kind = ZOO_ISA::Kind<Encoding::U4, 1>;
   static constexpr int BLOCKS = 1, BYTES = 18;
-  static constexpr Narrow NARROW = {0, 2, 2};
+  static constexpr Order ORDER = {{{0, 2, 2}, {2, 18}}};
   template <class P>
   struct Unit {
     Nibbles<P> q;
@@ -43,7 +43,7 @@ struct FormatQ4_0 {  // d, q: d * (q - 8)
 struct FormatQ4_1 {  // d, m, q: d * q + m
   using Kind = ZOO_ISA::Kind<Encoding::U4, 1>;
   static constexpr int BLOCKS = 1, BYTES = 20;
-  static constexpr Narrow NARROW = {0, 4, 2};
+  static constexpr Order ORDER = {{{0, 4, 2}, {4, 20}}};
   template <class P>
   struct Unit {
     Nibbles<P> q;
@@ -64,7 +64,7 @@ struct FormatQ4_1 {  // d, m, q: d * q + m
 struct FormatQ5_0 {  // d, 32 fifth bits, q: d * (q - 16)
   using Kind = ZOO_ISA::Kind<Encoding::U5, 0, 0, 16>;
   static constexpr int BLOCKS = 1, BYTES = 22;
-  static constexpr Narrow NARROW = {0, 2, 2};
+  static constexpr Order ORDER = {{{0, 2, 2}, {2, 22}}};
   template <class P>
   struct Unit {
     Nibbles<P> q;
@@ -86,7 +86,7 @@ struct FormatQ5_0 {  // d, 32 fifth bits, q: d * (q - 16)
 struct FormatQ5_1 {  // d, m, 32 fifth bits, q: d * q + m
   using Kind = ZOO_ISA::Kind<Encoding::U5, 1>;
   static constexpr int BLOCKS = 1, BYTES = 24;
-  static constexpr Narrow NARROW = {0, 4, 2};
+  static constexpr Order ORDER = {{{0, 4, 2}, {4, 24}}};
   template <class P>
   struct Unit {
     Nibbles<P> q;
@@ -109,7 +109,7 @@ struct FormatQ5_1 {  // d, m, 32 fifth bits, q: d * q + m
 struct FormatQ8_0 {  // d, 32 signed bytes: d * q
   using Kind = ZOO_ISA::Kind<Encoding::S8, 0>;
   static constexpr int BLOCKS = 1, BYTES = 34;
-  static constexpr Narrow NARROW = {0, 2, 2};
+  static constexpr Order ORDER = {{{0, 2, 2}, {2, 34}}};
   template <class P>
   struct Unit {
     typename P::template Words<32> q;
@@ -133,7 +133,7 @@ alignas(16) constexpr int8_t FP4_LEVELS[16] = {16, 17, 18, 19, 20, 22, 24, 28, 1
 struct FormatIQ4_NL {  // d, q: d * level[q]
   using Kind = ZOO_ISA::Kind<Encoding::S8, 0>;
   static constexpr int BLOCKS = 1, BYTES = 18;
-  static constexpr Narrow NARROW = {0, 2, 2};
+  static constexpr Order ORDER = {{{0, 2, 2}, {2, 18}}};
   template <class P>
   struct Unit {
     Nibbles<P> q;
@@ -152,7 +152,7 @@ struct FormatIQ4_NL {  // d, q: d * level[q]
 struct FormatMXFP4 {  // exponent E8M0, q: 2^(e - 128) * level[q]
   using Kind = ZOO_ISA::Kind<Encoding::U5, 0, 0, 16>;
   static constexpr int BLOCKS = 1, BYTES = 17;
-  static constexpr Narrow NARROW = {0, 1, 1};
+  static constexpr Order ORDER = {{{0, 1, 1}, {1, 17}}};
   template <class P>
   struct Unit {
     Nibbles<P> q;

@@ -98,12 +98,9 @@ ZOO_INLINE void fetch_soon(const RawRows& rows, const uint8_t* next) {
   }
 }
 
+// Packed rows are read from one end to the other: prefetchers of processors do better alone.
 template <class F, int I>
-ZOO_INLINE void fetch_soon(const PackedRows&, [[maybe_unused]] const uint8_t* next) {
-#ifndef __AMX_INT8__  // there Stage fetches
-  fetch_ahead<F, I>(next);
-#endif
-}
+ZOO_INLINE void fetch_soon(const PackedRows<F>&, const uint8_t*) {}
 
 // A unit of packed rows, copied line by line into the first level before it is looked at. Processors with AMX follow one
 // load that walks through memory, and what it is told to fetch comes in two legs: into the second level, and from there
@@ -115,11 +112,11 @@ struct Stage {
 
 #ifdef __AMX_INT8__
 template <class F>
-struct Stage<F, PackedRows> {
+struct Stage<F, PackedRows<F>> {
   static constexpr int BYTES = F::BYTES * W, NEAR = 3584, FAR = 7168;
   alignas(64) uint8_t bytes[BYTES];
 
-  ZOO_INLINE PackedRows of(const PackedRows& rows) {
+  ZOO_INLINE PackedRows<F> of(const PackedRows<F>& rows) {
     const uint8_t* from = rows.p;
     uint8_t* to = bytes;
 #pragma GCC unroll 1
@@ -130,7 +127,7 @@ struct Stage<F, PackedRows> {
       asm volatile("" : "+r"(from));  // else it becomes a call of memcpy
     }
     if constexpr (BYTES % 64 != 0) std::memcpy(to, from, BYTES % 64);
-    return PackedRows(bytes, 0);
+    return PackedRows<F>(bytes, 0);
   }
 };
 #endif
@@ -185,11 +182,15 @@ template <class K, int T>
 void panel_times_tokens(const Block<K>* panel, int64_t count, const ActBlock* const* tokens, float* sums) {
   using P = typename K::Products;
   constexpr int TOGETHER = P::TOGETHER;
-  const ActBlock* x[T];
-  repeat<T>([&](auto t) ZOO_INLINE_LAMBDA { x[t] = tokens[t]; });
-  for (const Block<K>* end = panel + count * ROW_GROUPS; panel < end; panel += ROW_GROUPS) {
-    for (int first = 0; first < ROW_GROUPS; first += TOGETHER) {
-      const Block<K>* blocks = panel + first;
+  for (int first = 0; first < ROW_GROUPS; first += TOGETHER) {
+    const ActBlock* x[T];
+    VF totals[T][TOGETHER];
+    repeat<T>([&](auto t) ZOO_INLINE_LAMBDA {
+      x[t] = tokens[t];
+      repeat<TOGETHER>([&](auto g) ZOO_INLINE_LAMBDA { totals[t][g] = load_f(sums + (t * ROW_GROUPS + first + g) * W); });
+    });
+#pragma GCC unroll 1
+    for (const Block<K>*blocks = panel + first, *end = blocks + count * ROW_GROUPS; blocks < end; blocks += ROW_GROUPS) {
       P products[T][TOGETHER];
       repeat<8>([&](auto j) ZOO_INLINE_LAMBDA {
         typename P::Quad w[TOGETHER];
@@ -203,12 +204,14 @@ void panel_times_tokens(const Block<K>* panel, int64_t count, const ActBlock* co
       });
       repeat<T>([&](auto t) ZOO_INLINE_LAMBDA {
         repeat<TOGETHER>([&](auto g) ZOO_INLINE_LAMBDA {
-          float* sum = sums + (t * ROW_GROUPS + first + g) * W;
-          store_f(sum, scaled(load_f(sum), to_float(products[t][g].total()), blocks[g], *x[t]));
+          totals[t][g] = scaled(totals[t][g], to_float(products[t][g].total()), blocks[g], *x[t]);
         });
+        x[t]++;
       });
     }
-    repeat<T>([&](auto t) ZOO_INLINE_LAMBDA { x[t]++; });
+    repeat<T>([&](auto t) ZOO_INLINE_LAMBDA {
+      repeat<TOGETHER>([&](auto g) ZOO_INLINE_LAMBDA { store_f(sums + (t * ROW_GROUPS + first + g) * W, totals[t][g]); });
+    });
   }
 }
 
@@ -237,7 +240,7 @@ void panel_times_all(const Block<K>* panel, int64_t from, int64_t count, const T
   if constexpr (T > 1) panel_times_all<K, T - 1>(panel, from, count, tokens, t, sums);
 }
 
-constexpr int64_t PANEL_BLOCKS = 32;  // 1024 columns: a panel of 16 rows stays in a first-level cache of 32 KB
+constexpr int64_t PANEL_BLOCKS = 128 / W;  // 10 KB: a panel stays in a first-level cache beside the tokens
 
 template <class F>
 constexpr size_t PANEL_BYTES = sizeof(Block<typename F::Kind>) * PANEL_BLOCKS * ROW_GROUPS;
@@ -282,7 +285,7 @@ void integer_many(const Rows& rows, const Tokens& tokens, const Output& y, uint8
           fill_panel<F, ROW_GROUPS>(p, next, panel + i * ROW_GROUPS + g, K::stored);
         }
       }
-      panel_times_all<K, INT_TOKENS>(panel, from, count, tokens, 0, sums);
+      panel_times_all<K, K::Products::TOKENS>(panel, from, count, tokens, 0, sums);
     }
     RowTile to[ROW_GROUPS];
     for (int g = 0; g < ROW_GROUPS; g++) to[g] = rows.tile(row + g * rows.step);
@@ -324,7 +327,7 @@ void integer_rows(const Rows& rows, const Tokens& tokens, const Output& y, uint8
 template <class F>
 void integer_multiply(const Weight& weight, const Tokens& tokens, const Output& y, uint8_t* scratch, int ith, int nth) {
   const Rows rows(weight, ROW_GROUPS, ith, nth);
-  if (weight.packed) return integer_rows<F, PackedRows>(rows, tokens, y, scratch);
+  if (weight.packed) return integer_rows<F, PackedRows<F>>(rows, tokens, y, scratch);
   integer_rows<F, RawRows>(rows, tokens, y, scratch);
 }
 
@@ -336,6 +339,6 @@ constexpr TypeKernel INTEGER_KERNEL = {ACT_INT8,
 #else
                                        {nullptr, nullptr},
 #endif
-                                       F::NARROW};
+                                       F::ORDER};
 
 }  // namespace zoo::ZOO_ISA

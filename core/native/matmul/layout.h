@@ -1,10 +1,11 @@
 // How blocks of W rows lie in memory, seen alike by all formats.
 //
 // Raw rows lie apart, as in a file, and are turned into vectors by transposing. Packed rows lie W together: an element of
-// a block (a word, or what NARROW of its format says) is followed by the same element of the next row, and the W of them
-// begin at W times their place in a block. So a tile is as large as its rows were, and a vector is one load.
+// a block is followed by the same element of the next row, and elements come in the ORDER of their format. So a tile is as
+// large as its rows were, and a vector is one load.
 #pragma once
 
+#include "dispatch.h"
 #include "simd/simd.h"
 
 namespace zoo::ZOO_ISA {
@@ -49,6 +50,7 @@ struct RawRows : RowCursor {
   };
 };
 
+template <class F>
 struct PackedRows {
   static constexpr bool PACKED = true;
   const uint8_t* p;
@@ -62,20 +64,34 @@ struct PackedRows {
 
     ZOO_INLINE explicit Part(const PackedRows& rows) : p(rows.p) {}
     template <int AT>
-    ZOO_INLINE VI word() const { return load(p + W * AT); }
+    ZOO_INLINE VI word() const { return load(at<AT>()); }
     template <int AT>
-    ZOO_INLINE VI byte() const { return load_bytes(p + W * AT); }
+    ZOO_INLINE VI byte() const { return load_bytes(at<AT>()); }
     template <int AT>
-    ZOO_INLINE VF half() const { return load_halves(p + W * AT); }
+    ZOO_INLINE VF half() const { return load_halves(at<AT>()); }
+
+   private:
+    template <int AT>
+    ZOO_INLINE const uint8_t* at() const {
+      constexpr int place = F::ORDER.place(AT);
+      return p + W * place;
+    }
   };
 
+  // Words that are as far from each other as the first two are.
   template <int N>
   struct Words {
     const uint8_t* p;
+    int step;
 
     template <int AT>
-    ZOO_INLINE void read(const PackedRows& rows) { p = rows.p + W * AT; }
-    ZOO_INLINE VI operator[](int i) const { return load(p + 4 * W * i); }
+    ZOO_INLINE void read(const PackedRows& rows) {
+      constexpr int first = F::ORDER.place(AT), apart = F::ORDER.place(AT + 4) - first;
+      static_assert(F::ORDER.place(AT + N - 4) == first + apart * (N / 4 - 1));
+      p = rows.p + W * first;
+      step = W * apart;
+    }
+    ZOO_INLINE VI operator[](int i) const { return load(p + step * i); }
   };
 };
 

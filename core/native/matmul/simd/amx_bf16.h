@@ -142,7 +142,7 @@ void bf16_rows(const Rows& rows, const Tokens& tokens, const Output& y, uint8_t*
 template <class F>
 void bf16_multiply(const Weight& weight, const Tokens& tokens, const Output& y, uint8_t* scratch, int ith, int nth) {
   const Rows rows(weight, ROW_GROUPS, ith, nth);
-  if (weight.packed) return bf16_rows<F, PackedRows>(rows, tokens, y, scratch);
+  if (weight.packed) return bf16_rows<F, PackedRows<F>>(rows, tokens, y, scratch);
   bf16_rows<F, RawRows>(rows, tokens, y, scratch);
 }
 

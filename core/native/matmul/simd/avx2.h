@@ -91,6 +91,7 @@ template <Encoding E, int FACTORS, int CENTRE>
 struct Sum {
   static constexpr int FLUSH = E == Encoding::S8 ? 1 : FACTORS == 2 || (E == Encoding::U5 && !CENTRE) ? 4 : 8;
   static constexpr int TOGETHER = FLUSH == 4 ? 1 : ROW_GROUPS;  // row groups whose sums fit into 16 registers
+  static constexpr int TOKENS = INT_TOKENS;
   static_assert(E != Encoding::U6 || CENTRE == 32);
   struct Quad { VI w, magnitude; };
   VI narrow, wide;

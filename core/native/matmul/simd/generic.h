@@ -77,7 +77,7 @@ constexpr bool SIGNED_AS_UNSIGNED = false, CENTRE_IN_WEIGHTS = true, FREE_FACTOR
 
 template <Encoding E, int FACTORS, int CENTRE>
 struct Sum {
-  static constexpr int TOGETHER = 1;
+  static constexpr int TOGETHER = 1, TOKENS = INT_TOKENS;
   using Quad = VI;
   VI narrow, wide;
 

@@ -75,6 +75,7 @@ constexpr bool SIGNED_AS_UNSIGNED = false, CENTRE_IN_WEIGHTS = true, FREE_FACTOR
 template <Encoding E, int FACTORS, int CENTRE>
 struct Sum {
   static constexpr int TOGETHER = FACTORS == 2 ? 2 : ROW_GROUPS;
+  static constexpr int TOKENS = INT_TOKENS;
   using Quad = VI;
   int32x4_t narrow, wide;
 

@@ -9,6 +9,7 @@ constexpr bool CENTRE_IN_WEIGHTS = false, FREE_FACTORS = false;
 template <Encoding E, int FACTORS, int CENTRE>
 struct Sum {
   static constexpr int TOGETHER = FACTORS == 2 && W == 8 ? 1 : ROW_GROUPS;  // row groups whose sums fit into registers
+  static constexpr int TOKENS = FACTORS == 2 && W == 16 ? 3 : INT_TOKENS;  // likewise
   static constexpr int GROUP = FACTORS == 2 ? 4 : 8;
   using Quad = VI;
   VI narrow, wide;

@@ -1,13 +1,13 @@
 """Rows of blocks packed in tiles, as CPU kernels read them fastest.
 
-A tile holds the same block of a few rows side by side, then the next block. In it an element of a block (four bytes,
-or what `_NARROW` says) is followed by the same element of the next row. So a tile is as large as its rows; the last one
-of a matrix is filled up with zeros.
+A tile holds the same block of a few rows side by side, then the next block. In it an element of a block is followed by
+the same element of the next row, and elements come in the order in which kernels use them. So a tile is as large as its
+rows; the last one of a matrix is filled up with zeros.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from torch import Tensor
@@ -17,24 +17,34 @@ from zoo.formats.ggml import GGML_BY_NAME
 LAYOUT = "tiles"
 """`QuantTensor.layout` of such a weight; its part `data` is uint8 [tiles, rows of a tile * row_bytes]."""
 
-# Bytes [from, to) of a block that are elements of another width: scales in half precision, an exponent.
-_NARROW: Mapping[str, tuple[int, int, int]] = MappingProxyType(
+# The elements of a block in their order: (from, to, width) of a run of them, or (from, to, width, other) of two such
+# runs, an element of one and an element of the other in turn.
+_ORDER: Mapping[str, tuple[tuple[int, ...], ...]] = MappingProxyType(
     {
-        "Q4_0": (0, 2, 2),
-        "Q4_1": (0, 4, 2),
-        "Q5_0": (0, 2, 2),
-        "Q5_1": (0, 4, 2),
-        "Q8_0": (0, 2, 2),
-        "IQ4_NL": (0, 2, 2),
-        "MXFP4": (0, 1, 1),
-        "Q2_K": (80, 84, 2),
-        "Q3_K": (108, 110, 2),
-        "Q4_K": (0, 4, 2),
-        "Q5_K": (0, 4, 2),
-        "Q6_K": (208, 210, 2),
-        "IQ4_XS": (0, 0, 4),
+        "Q4_0": ((0, 2, 2), (2, 18, 4)),
+        "Q4_1": ((0, 4, 2), (4, 20, 4)),
+        "Q5_0": ((0, 2, 2), (2, 22, 4)),
+        "Q5_1": ((0, 4, 2), (4, 24, 4)),
+        "Q8_0": ((0, 2, 2), (2, 34, 4)),
+        "IQ4_NL": ((0, 2, 2), (2, 18, 4)),
+        "MXFP4": ((0, 1, 1), (1, 17, 4)),
+        "Q2_K": ((80, 84, 2), (0, 80, 4)),
+        "Q3_K": ((108, 110, 2), (96, 108, 4), (0, 32, 4, 32), (64, 96, 4)),
+        "Q4_K": ((0, 4, 2), (4, 144, 4)),
+        "Q5_K": ((0, 4, 2), (4, 16, 4), (16, 48, 4, 48), (80, 176, 4)),
+        "Q6_K": ((208, 210, 2), (192, 208, 4), (0, 32, 4, 128), (32, 64, 4), (64, 96, 4, 160), (96, 128, 4)),
+        "IQ4_XS": ((0, 136, 4),),
     }
 )
+
+
+def _elements(type: str) -> Iterator[tuple[int, int]]:
+    """First byte and width of each element of a block, in the order of a tile."""
+    for start, stop, width, *other in _ORDER[type]:
+        for at in range(start, stop, width):
+            yield at, width
+            for second in other:
+                yield at - start + second, width
 
 
 def tile_rows(type: str, columns: int, data: Tensor) -> int:
@@ -47,9 +57,8 @@ def unpack(type: str, columns: int, data: Tensor) -> Tensor:
     size, rows = GGML_BY_NAME[type].block_bytes, tile_rows(type, columns, data)
     blocks = data.reshape(len(data), columns // GGML_BY_NAME[type].block_elements, rows * size)
     out = data.new_empty(len(data), rows, blocks.shape[1], size)
-    start, stop, width = _NARROW[type]
-    for first, last, step in ((0, start, 4), (start, stop, width), (stop, size, 4)):
-        if first < last:
-            part = blocks[:, :, rows * first : rows * last].unflatten(2, (-1, rows, step))
-            out[..., first:last] = part.permute(0, 3, 1, 2, 4).flatten(3)
+    place = 0
+    for at, width in _elements(type):
+        out[..., at : at + width] = blocks[:, :, place : place + rows * width].unflatten(2, (rows, width)).transpose(1, 2)
+        place += rows * width
     return out.view(len(data) * rows, blocks.shape[1] * size)
