@@ -41,6 +41,13 @@ void finish(const Attend& op, int64_t token, int64_t head, float best, float tot
 }
 
 template <class E>
+Pages<E> pages_of(const Attend& op, int64_t sequence, int64_t lane) {
+  return {static_cast<const typename E::type*>(op.k_cache) + lane * op.head_dim,
+          static_cast<const typename E::type*>(op.v_cache) + lane * op.v_dim,
+          op.block_table + sequence * op.table_stride, op.block_size, op.kv_heads * op.head_dim, op.kv_heads * op.v_dim};
+}
+
+template <class E>
 Rows attend_unit(const Attend& op, const Work& work, const Unit& unit, Worker& worker) {
   const Rotation rotation = rotation_of(op);
   Rows rows = make_rows(reinterpret_cast<float*>(worker.local), unit.tokens * work.group, op.head_dim, op.v_dim);
@@ -52,12 +59,23 @@ Rows attend_unit(const Attend& op, const Work& work, const Unit& unit, Worker& w
     rotation.turn(op.q + token * op.q_token + head * op.q_head, token, op.head_dim, op.scale, rows.q + r * rows.key_padded);
     rows.last[r] = op.positions[token];
   }
-  const Pages<E> pages{static_cast<const typename E::type*>(op.k_cache) + unit.lane * op.head_dim,
-                       static_cast<const typename E::type*>(op.v_cache) + unit.lane * op.v_dim,
-                       op.block_table + unit.sequence * op.table_stride, op.block_size, op.kv_heads * op.head_dim,
-                       op.kv_heads * op.v_dim};
-  attend_keys<E>(rows, pages, unit.begin, unit.end);
+  attend_keys<E>(rows, pages_of<E>(op, unit.sequence, unit.lane), unit.begin, unit.end);
   return rows;
+}
+
+// Reads from a line of every 64 bytes.
+inline void touch(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) static_cast<void>(static_cast<const volatile char*>(from)[i]);
+}
+
+// Brings the keys and values of all heads into the cache in the order of memory: a head's alone lie apart, and come at a
+// third of the rate.
+template <class E>
+void fetch_all_heads(const Attend& op, const Unit& unit) {
+  const Pages<E> pages = pages_of<E>(op, unit.sequence, 0);
+  constexpr int64_t SIZE = sizeof(typename E::type);
+  for (int64_t j = unit.begin; j < unit.end; ++j) touch(pages.keys + pages.offset(j, pages.key_row), pages.key_row * SIZE);
+  for (int64_t j = unit.begin; j < unit.end; ++j) touch(pages.values + pages.offset(j, pages.value_row), pages.value_row * SIZE);
 }
 
 template <class E>
@@ -71,9 +89,14 @@ void run_as(const Attend& op, Worker& worker) {
     finish(op, token, head, best, total, out);
   };
   Cursor cursor;
-  for (int64_t index = worker.next(); index < units; index = worker.next()) {
-    const Unit unit = cursor.find(work, index);
-    leave(work, unit, attend_unit<E>(op, work, unit, worker), partials, end);
+  // All heads of the same keys go to one thread, where there are units enough to share.
+  const int64_t together = units >= 4 * worker.nth * work.lanes ? work.lanes : 1;
+  for (int64_t first = worker.next() * together; first < units; first = worker.next() * together) {
+    for (int64_t index = first; index < first + together; ++index) {
+      const Unit unit = cursor.find(work, index);
+      if (index == first && together > 1 && unit.partial >= 0) fetch_all_heads<E>(op, unit);
+      leave(work, unit, attend_unit<E>(op, work, unit, worker), partials, end);
+    }
   }
   // Padding tokens stand at the end and give zeros.
   if (worker.ith == 0)

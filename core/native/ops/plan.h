@@ -52,7 +52,7 @@ struct Work {
   int64_t partial_floats() const { return group * row_floats(); }
 };
 
-// Finds the units by their number; numbers must not fall from call to call.
+// Finds the units by their number, those of the same keys one after the other; numbers must not fall from call to call.
 class Cursor {
  public:
   Unit find(const Work& work, int64_t index) {
@@ -67,11 +67,11 @@ class Cursor {
 
  private:
   Unit unit(const Work& work, int64_t inside, int64_t pieces, bool split) const {
-    const int64_t lane = inside / pieces, piece = inside % pieces, start = work.cu_seqlens[sequence_];
+    const int64_t lane = inside % work.lanes, piece = inside / work.lanes, start = work.cu_seqlens[sequence_];
     if (work.length(sequence_) == 1) {
       const int64_t length = work.seq_lens[sequence_], begin = work.first_key(length - 1) + piece * CHUNK;
       const int64_t end = begin + CHUNK < length ? begin + CHUNK : length;
-      return {sequence_, lane, start, 1, begin, end, split ? partials_before_ + inside : -1};
+      return {sequence_, lane, start, 1, begin, end, split ? partials_before_ + lane * pieces + piece : -1};
     }
     // The last tile sees the most keys, so it comes first.
     const int64_t size = work.tile_tokens(), first = start + (pieces - 1 - piece) * size;

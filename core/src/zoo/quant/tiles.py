@@ -59,6 +59,8 @@ def unpack(type: str, columns: int, data: Tensor) -> Tensor:
     out = data.new_empty(len(data), rows, blocks.shape[1], size)
     place = 0
     for at, width in _elements(type):
-        out[..., at : at + width] = blocks[:, :, place : place + rows * width].unflatten(2, (rows, width)).transpose(1, 2)
+        out[..., at : at + width] = (
+            blocks[:, :, place : place + rows * width].unflatten(2, (rows, width)).transpose(1, 2)
+        )
         place += rows * width
     return out.view(len(data) * rows, blocks.shape[1] * size)
