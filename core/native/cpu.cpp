@@ -1,6 +1,8 @@
 // Which instruction sets are in this library, and which of them the processor has.
 #include "cpu.h"
 
+#include <cstring>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #ifdef __linux__
@@ -62,6 +64,11 @@ bool has_avx512() {
   return base && vnni && vbmi && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5);  // BF16
 }
 
+bool made_by_amd() {
+  unsigned a, vendor[3];
+  return __get_cpuid(0, &a, &vendor[0], &vendor[2], &vendor[1]) && std::memcmp(vendor, "AuthenticAMD", 12) == 0;
+}
+
 // The registers of tiles are large: Linux saves them only for a process that asked for it.
 bool tiles_granted() {
 #ifdef __linux__
@@ -102,6 +109,12 @@ const Isa ISAS[] = {
 };
 
 }  // namespace
+
+#if defined(__x86_64__)
+const bool foresees = made_by_amd();
+#else
+const bool foresees = false;
+#endif
 
 const Isa* isa_at(int index) {
   for (const Isa& isa : ISAS)

@@ -13,4 +13,8 @@ struct Isa {
 // Instruction sets of this build, best first; null past the end.
 const Isa* isa_at(int index);
 
+// Whether the processor should be left to foresee alone what is read in the order of memory. AMD's (Zen 4) read it half as
+// fast again as with instructions to fetch it, Intel's (Emerald Rapids) a quarter slower.
+extern const bool foresees;
+
 }  // namespace zoo

@@ -86,7 +86,7 @@ struct FormatQ6_K {  // 2 x 64 bytes of nibbles, 2 x 32 bytes of upper bits, 16 
   using Kind = ZOO_ISA::Kind<Encoding::U6, 0, 2, 32>;
   static constexpr int BLOCKS = 8, BYTES = 210;
   static constexpr Order ORDER = {
-      {{208, 210, 2}, {192, 208}, {0, 32, 4, 128}, {32, 64}, {64, 96, 4, 160}, {96, 128}}};
+      {{192, 208}, {0, 32, 4, 128}, {32, 64}, {64, 96, 4, 160}, {96, 128}, {208, 210, 2}}};  // d last: vectors are aligned
   template <class P>
   struct Unit {
     typename P::template Words<16> scales;
@@ -119,7 +119,7 @@ struct FormatQ6_K {  // 2 x 64 bytes of nibbles, 2 x 32 bytes of upper bits, 16 
 struct FormatQ3_K {
   using Kind = ZOO_ISA::Kind<Encoding::U6, 0, 2, 32>;
   static constexpr int BLOCKS = 8, BYTES = 110;
-  static constexpr Order ORDER = {{{108, 110, 2}, {96, 108}, {0, 32, 4, 32}, {64, 96}}};
+  static constexpr Order ORDER = {{{96, 108}, {0, 32, 4, 32}, {64, 96}, {108, 110, 2}}};
   template <class P>
   struct Unit {
     typename P::template Words<32> third, planes;

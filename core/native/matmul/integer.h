@@ -8,6 +8,7 @@
 
 #include <cstring>
 
+#include "cpu.h"
 #include "dispatch.h"
 #include "layout.h"
 
@@ -98,9 +99,12 @@ ZOO_INLINE void fetch_soon(const RawRows& rows, const uint8_t* next) {
   }
 }
 
-// Packed rows are read from one end to the other: prefetchers of processors do better alone.
 template <class F, int I>
-ZOO_INLINE void fetch_soon(const PackedRows<F>&, const uint8_t*) {}
+ZOO_INLINE void fetch_soon(const PackedRows<F>&, [[maybe_unused]] const uint8_t* next) {
+#ifndef __AMX_INT8__  // there Stage fetches
+  if (next != nullptr) fetch_ahead<F, I>(next);
+#endif
+}
 
 // A unit of packed rows, copied line by line into the first level before it is looked at. Processors with AMX follow one
 // load that walks through memory, and what it is told to fetch comes in two legs: into the second level, and from there
@@ -132,8 +136,8 @@ struct Stage<F, PackedRows<F>> {
 };
 #endif
 
-// W rows against T tokens -> sums [T]. `next` is where the tile after this one begins: its rows follow those of this one,
-// so fetching it ahead is one linear stream, whatever the length of a row.
+// W rows against T tokens -> sums [T]. `next` is where a tile after this one begins: its rows follow those of this one, so
+// fetching it ahead is one linear stream, whatever the length of a row. Null: nothing is to be fetched.
 template <class F, class P, int T>
 ZOO_INLINE void tile_times_tokens(P rows, int64_t cols, const ActBlock* const* tokens, const uint8_t* next, VF* sums) {
   using K = typename F::Kind;
@@ -159,7 +163,7 @@ ZOO_INLINE void tile_times_tokens(P rows, int64_t cols, const ActBlock* const* t
       repeat<T>([&](auto t) ZOO_INLINE_LAMBDA { sums[t] = scaled(sums[t], to_float(products[t].total()), head, x[t][i]); });
     });
     rows.advance(F::BYTES);
-    next += F::BYTES * W;
+    if (next != nullptr) next += F::BYTES * W;
     repeat<T>([&](auto t) ZOO_INLINE_LAMBDA { x[t] += F::BLOCKS; });
   }
 }
@@ -255,9 +259,10 @@ void integer_few(const Rows& rows, const Tokens& tokens, const Output& y) {
   // Far enough ahead for memory to answer: a tile of short rows is done in less time than that takes.
   const int64_t ahead = rows.step * (1 + AHEAD_BYTES / (rows.step * rows.weight.row_bytes));
   for (int64_t row = rows.low; row < rows.high; row += rows.step) {
-    const RowTile tile = rows.tile(row), next = rows.tile(row + ahead);
+    const RowTile tile = rows.tile(row);
+    const uint8_t* next = P::PACKED && foresees ? nullptr : rows.tile(row + ahead).data;
     VF sums[T];
-    tile_times_tokens<F, P, T>(P(tile.data, tile.stride), rows.weight.cols, x, next.data, sums);
+    tile_times_tokens<F, P, T>(P(tile.data, tile.stride), rows.weight.cols, x, next, sums);
     for (int t = 0; t < T && t < tokens.count; t++) {
       alignas(64) float lanes[W];
       store_f(lanes, sums[t]);

@@ -1,4 +1,5 @@
 // Rotation, cache write and attention with grouped heads.
+#include "cpu.h"
 #include "ops.h"
 #include "plan.h"
 
@@ -68,8 +69,8 @@ inline void touch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) static_cast<void>(static_cast<const volatile char*>(from)[i]);
 }
 
-// Brings the keys and values of all heads into the cache in the order of memory: a head's alone lie apart, and come at a
-// third of the rate.
+// Brings the keys and values of all heads into the cache in the order of memory, for processors that foresee it: a head's
+// alone lie apart, and come at a third of the rate.
 template <class E>
 void fetch_all_heads(const Attend& op, const Unit& unit) {
   const Pages<E> pages = pages_of<E>(op, unit.sequence, 0);
@@ -90,7 +91,7 @@ void run_as(const Attend& op, Worker& worker) {
   };
   Cursor cursor;
   // All heads of the same keys go to one thread, where there are units enough to share.
-  const int64_t together = units >= 4 * worker.nth * work.lanes ? work.lanes : 1;
+  const int64_t together = foresees && units >= 4 * worker.nth * work.lanes ? work.lanes : 1;
   for (int64_t first = worker.next() * together; first < units; first = worker.next() * together) {
     for (int64_t index = first; index < first + together; ++index) {
       const Unit unit = cursor.find(work, index);
