@@ -10,8 +10,8 @@ struct Run {
   int from = 0, to = 0, width = 4, with = -1;
 };
 
-// All bytes of a block in the order in which its elements are read, which is how they lie in packed rows (layout.h). Then
-// memory is read from one end to the other, as prefetchers of processors foresee it.
+// All bytes of a block in the order in which its elements are read, which is how they lie in packed rows (layout.h): then
+// memory is read from one end to the other, as prefetchers foresee it. A single scale goes where it keeps vectors on lines.
 struct Order {
   Run runs[6];
 
