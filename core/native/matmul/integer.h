@@ -168,7 +168,8 @@ ZOO_INLINE void tile_times_tokens(P rows, int64_t cols, const ActBlock* const* t
   }
 }
 
-// A unit of W rows -> BLOCKS blocks, APART from one to the next; `stored` says how a quad is kept.
+// A unit of W rows -> BLOCKS blocks, APART from one to the next; `stored` says how a quad is kept. What comes next is fetched
+// on every processor: between one panel and another lie products, and over those none foresees.
 template <class F, int APART, class P, class S>
 ZOO_INLINE void fill_panel(const P& rows, const uint8_t* next, Block<typename F::Kind>* panel, S&& stored) {
   typename F::template Unit<P> unit;

@@ -7,7 +7,7 @@ rows; the last one of a matrix is filled up with zeros.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from torch import Tensor
@@ -38,15 +38,6 @@ _ORDER: Mapping[str, tuple[tuple[int, ...], ...]] = MappingProxyType(
 )
 
 
-def _elements(type: str) -> Iterator[tuple[int, int]]:
-    """First byte and width of each element of a block, in the order of a tile."""
-    for start, stop, width, *other in _ORDER[type]:
-        for at in range(start, stop, width):
-            yield at, width
-            for second in other:
-                yield at - start + second, width
-
-
 def tile_rows(type: str, columns: int, data: Tensor) -> int:
     """Rows of a tile of `data` [tiles, ...]."""
     return data.shape[1] // GGML_BY_NAME[type].row_bytes(columns)
@@ -58,9 +49,11 @@ def unpack(type: str, columns: int, data: Tensor) -> Tensor:
     blocks = data.reshape(len(data), columns // GGML_BY_NAME[type].block_elements, rows * size)
     out = data.new_empty(len(data), rows, blocks.shape[1], size)
     place = 0
-    for at, width in _elements(type):
-        out[..., at : at + width] = (
-            blocks[:, :, place : place + rows * width].unflatten(2, (rows, width)).transpose(1, 2)
-        )
-        place += rows * width
+    for start, stop, width, *others in _ORDER[type]:
+        firsts, count = (start, *others), (stop - start) // width
+        end = place + rows * count * len(firsts) * width
+        run = blocks[:, :, place:end].unflatten(2, (count, len(firsts), rows, width))
+        for number, first in enumerate(firsts):
+            out[..., first : first + stop - start] = run[:, :, :, number].permute(0, 3, 1, 2, 4).flatten(3)
+        place = end
     return out.view(len(data) * rows, blocks.shape[1] * size)
