@@ -111,9 +111,9 @@ const Isa ISAS[] = {
 }  // namespace
 
 #if defined(__x86_64__)
-const bool foresees = made_by_amd();
+const bool foresees = made_by_amd(), adds_aside = foresees;
 #else
-const bool foresees = false;
+const bool foresees = false, adds_aside = false;
 #endif
 
 const Isa* isa_at(int index) {

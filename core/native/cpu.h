@@ -17,4 +17,8 @@ const Isa* isa_at(int index);
 // fast again as with instructions to fetch it, Intel's (Emerald Rapids) a quarter slower.
 extern const bool foresees;
 
+// Whether additions of vectors have units of their own beside those of multiplications, so that two of the former for half
+// of the latter take less time: AMD's (Zen 4) have, Intel's have not.
+extern const bool adds_aside;
+
 }  // namespace zoo

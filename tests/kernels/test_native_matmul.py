@@ -117,12 +117,18 @@ def activations(rows: int, columns: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-def rounded(x: Tensor) -> Tensor:
-    """What int8 with a scale per 32 columns makes of x, in float64."""
-    blocks = x.view(len(x), -1, 32)
-    largest = blocks.abs().amax(2, keepdim=True)
-    q = (blocks * (127 / largest)).round()
-    return (q.double() * (largest / 127).double()).view_as(x)
+def rounded(x: Tensor, name: str) -> Tensor:
+    """What int8 makes of x for a type, in float64.
+
+    Types with blocks of 256 have one scale of x per 128 columns, and 32 of them are doubled as often as they can be.
+    """
+    wide = GGML_BY_NAME[name].block_elements == 256
+    blocks = x.view(len(x), -1, 4 if wide else 1, 32)
+    largest, most = blocks.abs().amax(3, keepdim=True), 112 if wide else 127
+    shared = largest.amax(2, keepdim=True).clamp_min(1e-30)
+    doubled = (shared / largest).log2().floor().clamp(0, 7)
+    q = (blocks * (most / shared * doubled.exp2())).round()
+    return (q.double() * (shared / most).double() / doubled.double().exp2()).view_as(x)
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
@@ -152,12 +158,28 @@ def test_a_prompt_longer_than_is_taken_at_once(isa: str, name: str) -> None:
         assert torch.equal(whole[token], multiply(isa, weight, x[token : token + 1])[0])
 
 
+@pytest.mark.parametrize("name", INTEGER)
+def test_columns_of_all_magnitudes(isa: str, name: str) -> None:
+    """A large column must not take the digits of those that it shares a scale with, nor what is all zero."""
+    data, powers = packed(name, 37, COLUMNS), torch.arange(9 * COLUMNS // 32).view(9, -1, 1) * 7 % 23 - 12
+    x = (activations(9, COLUMNS).view(9, -1, 32) * powers.float().exp2() * (powers > -12)).view(9, -1)
+    x[5:, 3] = 1e4
+    weight, reference = weight_of(name, data, COLUMNS), unpacked(name, data, COLUMNS).double()
+    for large in (0, 5):
+        tokens = slice(large, large + 4)
+        y = multiply(isa, weight, x[tokens]).double()
+        assert distance(y, rounded(x[tokens], name) @ reference.T) < 2e-6
+    # What the large column adds is known to a digit; without it and its own block the rest is as it was
+    y = multiply(isa, weight, x[5:]).double() - rounded(x[5:], name)[:, :32] @ reference[:, :32].T
+    assert distance(y, x[5:, 32:].double() @ reference[:, 32:].T) < 0.05
+
+
 @pytest.mark.parametrize("name", sorted(DEQUANT))
 @pytest.mark.parametrize("rows", [1, 5, 37])
 def test_every_number_of_tokens(isa: str, name: str, rows: int) -> None:
     data, x = packed(name, rows, COLUMNS), activations(33, COLUMNS)
     weight, reference = weight_of(name, data, COLUMNS), unpacked(name, data, COLUMNS)
-    expected = (rounded(x) if name in INTEGER else x.double()) @ reference.double().T
+    expected = (rounded(x, name) if name in INTEGER else x.double()) @ reference.double().T
     y = multiply(isa, weight, x, room=3)
     assert distance(y, expected) < 2e-6
     assert distance(y, x @ reference.T) < (0.01 if name in INTEGER else 2e-6)

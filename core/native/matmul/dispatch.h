@@ -44,7 +44,7 @@ struct TypeKernel {
   ActivationKind kind;
   Product product;  // with activations of that kind
   Product prompt;   // with ACT_BF16, where prompts have it
-  Order order;      // of types that can be packed: those of ACT_INT8
+  Order order;      // of types that can be packed: those of int8
 };
 
 // null: no kernel for this weight here.

@@ -5,6 +5,9 @@
 
 namespace zoo::ZOO_ISA {
 
+template <Encoding E, int MINS, int FACTORS = 0, int CENTRE = 0>
+using Kind256 = Kind<E, MINS, FACTORS, CENTRE, SHARING>;
+
 // d, dmin, 12 bytes that hold 6-bit scales and mins of 8 sub-blocks: value = d * scale * q - dmin * min.
 // Bytes 0-3 and 4-7 hold scales and mins 0-3, and in their top bits those of 4-7, whose low nibbles are bytes 8-11.
 struct ScalesAndMins {
@@ -33,7 +36,7 @@ struct ScalesAndMins {
 };
 
 struct FormatQ4_K {  // d, dmin, scales, 4 x 32 bytes of nibbles
-  using Kind = ZOO_ISA::Kind<Encoding::U4, 1, 1>;
+  using Kind = Kind256<Encoding::U4, 1, 1>;
   static constexpr int BLOCKS = 8, BYTES = 144;
   static constexpr Order ORDER = {{{0, 4, 2}, {4, 144}}};
   template <class P>
@@ -52,7 +55,7 @@ struct FormatQ4_K {  // d, dmin, scales, 4 x 32 bytes of nibbles
 };
 
 struct FormatQ5_K {  // as Q4_K, with 32 bytes of fifth bits before the nibbles: bit i belongs to sub-block i
-  using Kind = ZOO_ISA::Kind<Encoding::U5, 1, 1>;
+  using Kind = Kind256<Encoding::U5, 1, 1>;
   static constexpr int BLOCKS = 8, BYTES = 176;
   static constexpr Order ORDER = {{{0, 4, 2}, {4, 16}, {16, 48, 4, 48}, {80, 176}}};
   template <class P>
@@ -76,14 +79,8 @@ struct FormatQ5_K {  // as Q4_K, with 32 bytes of fifth bits before the nibbles:
   };
 };
 
-// Factors of 32 columns from two of the signed bytes of a word.
-template <class K>
-ZOO_INLINE Head<K> signed_factors(VF scale, VI bytes, int first) {
-  return {scale, {K::Products::signed_factor(bytes, first), K::Products::signed_factor(bytes, first + 1)}, {}};
-}
-
 struct FormatQ6_K {  // 2 x 64 bytes of nibbles, 2 x 32 bytes of upper bits, 16 signed scales, d: d * scale * (q - 32)
-  using Kind = ZOO_ISA::Kind<Encoding::U6, 0, 2, 32>;
+  using Kind = Kind256<Encoding::U6, 0, 2, 32>;
   static constexpr int BLOCKS = 8, BYTES = 210;
   static constexpr Order ORDER = {
       {{192, 208}, {0, 32, 4, 128}, {32, 64}, {64, 96, 4, 160}, {96, 128}, {208, 210, 2}}};  // d last: vectors are aligned
@@ -103,7 +100,9 @@ struct FormatQ6_K {  // 2 x 64 bytes of nibbles, 2 x 32 bytes of upper bits, 16 
         low[1].template read<I / 4 * 64 + 32>(p);
         high.template read<128 + I / 4 * 32>(p);
       }
-      return signed_factors<Kind>(d, scales[I / 2], I % 2 * 2);
+      Head<Kind> head;
+      head.set_signed_scales(d, scales[I / 2], I % 2 * 2);
+      return head;
     }
     template <int I, int J>
     ZOO_INLINE VI quad() const {
@@ -117,7 +116,7 @@ struct FormatQ6_K {  // 2 x 64 bytes of nibbles, 2 x 32 bytes of upper bits, 16 
 // 32 bytes of third bits, 2 x 32 bytes of 2-bit planes, 12 bytes of scales, d: d * (scale - 32) * (q - 4).
 // Unpacked as 8 q with a scale of d / 8: then the centre is the one of Q6_K.
 struct FormatQ3_K {
-  using Kind = ZOO_ISA::Kind<Encoding::U6, 0, 2, 32>;
+  using Kind = Kind256<Encoding::U6, 0, 2, 32>;
   static constexpr int BLOCKS = 8, BYTES = 110;
   static constexpr Order ORDER = {{{96, 108}, {0, 32, 4, 32}, {64, 96}, {108, 110, 2}}};
   template <class P>
@@ -141,7 +140,9 @@ struct FormatQ3_K {
     template <int I>
     ZOO_INLINE Head<Kind> head(const P& p) {
       if constexpr (I % 4 == 0) planes.template read<32 + I / 4 * 32>(p);
-      return signed_factors<Kind>(d, scales[I / 2], I % 2 * 2);
+      Head<Kind> head;
+      head.set_signed_scales(d, scales[I / 2], I % 2 * 2);
+      return head;
     }
     template <int I, int J>
     ZOO_INLINE VI quad() const {
@@ -154,7 +155,7 @@ struct FormatQ3_K {
 };
 
 struct FormatQ2_K {  // 16 bytes of nibbles (scale, min), 2 x 32 bytes of 2-bit planes, d, dmin: d * scale * q - dmin * min
-  using Kind = ZOO_ISA::Kind<Encoding::U4, 2, 2>;
+  using Kind = Kind256<Encoding::U4, 2, 2>;
   static constexpr int BLOCKS = 8, BYTES = 84;
   static constexpr Order ORDER = {{{80, 84, 2}, {0, 80}}};
   template <class P>
@@ -172,10 +173,9 @@ struct FormatQ2_K {  // 16 bytes of nibbles (scale, min), 2 x 32 bytes of 2-bit 
     ZOO_INLINE Head<Kind> head(const P& p) {
       if constexpr (I % 4 == 0) planes.template read<16 + I / 4 * 32>(p);
       Head<Kind> head;
-      head.scale = d;
       const VI both = pairs[I / 2], scales = both & word(LOW_NIBBLES), mins = right(both, 4) & word(LOW_NIBBLES);
+      head.set_scales(d, scales, I % 2 * 2);
       repeat<2>([&](auto g) ZOO_INLINE_LAMBDA {
-        head.factor[g] = Kind::Products::factor(scales, I % 2 * 2 + g);
         head.min[g] = mul(minus_dmin, to_float(pick_byte(mins, I % 2 * 2 + g)));
       });
       return head;
@@ -186,7 +186,7 @@ struct FormatQ2_K {  // 16 bytes of nibbles (scale, min), 2 x 32 bytes of 2-bit 
 };
 
 struct FormatIQ4_XS {  // d, 8 x upper 2 bits, 8 x lower 4 bits of scales, 8 x 16 bytes of nibbles: d * (scale - 32) * level[q]
-  using Kind = ZOO_ISA::Kind<Encoding::S8, 0>;
+  using Kind = Kind256<Encoding::S8, 0>;
   static constexpr int BLOCKS = 8, BYTES = 136;
   static constexpr Order ORDER = {{{0, 136}}};
   template <class P>
@@ -205,7 +205,7 @@ struct FormatIQ4_XS {  // d, 8 x upper 2 bits, 8 x lower 4 bits of scales, 8 x 1
     ZOO_INLINE Head<Kind> head(const P& p) {
       q.template read<8 + 16 * I>(p);
       const VI bits = (right(lower, 4 * I) & word(15)) | left(right(upper, 16 + 2 * I) & word(3), 4);
-      return {mul(d, to_float(sub(bits, word(32)))), {}, {}};
+      return scale_only<Kind>(mul(d, to_float(sub(bits, word(32)))));
     }
     template <int, int J>
     ZOO_INLINE VI quad() const { return lookup(IQ4_LEVELS, q.template quad<J>()); }

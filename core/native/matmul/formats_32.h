@@ -7,6 +7,20 @@ namespace zoo::ZOO_ISA {
 
 constexpr uint32_t LOW_NIBBLES = 0x0F0F0F0Fu;
 
+template <class K>
+ZOO_INLINE Head<K> scale_only(VF scale) {
+  Head<K> head;
+  head.scale[0] = scale;
+  return head;
+}
+template <class K>
+ZOO_INLINE Head<K> scale_and_min(VF scale, VF min) {
+  Head<K> head;
+  head.scale[0] = scale;
+  head.min[0] = min;
+  return head;
+}
+
 // 32 columns in 16 bytes.
 template <class P>
 struct Nibbles {
@@ -34,7 +48,7 @@ struct FormatQ4_0 {  // d, q: d * (q - 8)
       q.template read<2>(p);
     }
     template <int>
-    ZOO_INLINE Head<Kind> head(const P&) const { return {d, {}, {mul(d, constant(-8))}}; }
+    ZOO_INLINE Head<Kind> head(const P&) const { return scale_and_min<Kind>(d, mul(d, constant(-8))); }
     template <int, int J>
     ZOO_INLINE VI quad() const { return q.template quad<J>(); }
   };
@@ -55,7 +69,7 @@ struct FormatQ4_1 {  // d, m, q: d * q + m
       q.template read<4>(p);
     }
     template <int>
-    ZOO_INLINE Head<Kind> head(const P&) const { return {d, {}, {m}}; }
+    ZOO_INLINE Head<Kind> head(const P&) const { return scale_and_min<Kind>(d, m); }
     template <int, int J>
     ZOO_INLINE VI quad() const { return q.template quad<J>(); }
   };
@@ -77,7 +91,7 @@ struct FormatQ5_0 {  // d, 32 fifth bits, q: d * (q - 16)
       q.template read<6>(p);
     }
     template <int>
-    ZOO_INLINE Head<Kind> head(const P&) const { return {d, {}, {}}; }
+    ZOO_INLINE Head<Kind> head(const P&) const { return scale_only<Kind>(d); }
     template <int, int J>
     ZOO_INLINE VI quad() const { return q.template quad<J>() | spread_bits(fifth, J); }
   };
@@ -100,7 +114,7 @@ struct FormatQ5_1 {  // d, m, 32 fifth bits, q: d * q + m
       q.template read<8>(p);
     }
     template <int>
-    ZOO_INLINE Head<Kind> head(const P&) const { return {d, {}, {m}}; }
+    ZOO_INLINE Head<Kind> head(const P&) const { return scale_and_min<Kind>(d, m); }
     template <int, int J>
     ZOO_INLINE VI quad() const { return q.template quad<J>() | spread_bits(fifth, J); }
   };
@@ -119,7 +133,7 @@ struct FormatQ8_0 {  // d, 32 signed bytes: d * q
       q.template read<2>(p);
     }
     template <int>
-    ZOO_INLINE Head<Kind> head(const P&) const { return {d, {}, {}}; }
+    ZOO_INLINE Head<Kind> head(const P&) const { return scale_only<Kind>(d); }
     template <int, int J>
     ZOO_INLINE VI quad() const { return q[J]; }
   };
@@ -143,7 +157,7 @@ struct FormatIQ4_NL {  // d, q: d * level[q]
       q.template read<2>(p);
     }
     template <int>
-    ZOO_INLINE Head<Kind> head(const P&) const { return {d, {}, {}}; }
+    ZOO_INLINE Head<Kind> head(const P&) const { return scale_only<Kind>(d); }
     template <int, int J>
     ZOO_INLINE VI quad() const { return lookup(IQ4_LEVELS, q.template quad<J>()); }
   };
@@ -165,7 +179,7 @@ struct FormatMXFP4 {  // exponent E8M0, q: 2^(e - 128) * level[q]
       q.template read<1>(p);
     }
     template <int>
-    ZOO_INLINE Head<Kind> head(const P&) const { return {d, {}, {}}; }
+    ZOO_INLINE Head<Kind> head(const P&) const { return scale_only<Kind>(d); }
     template <int, int J>
     ZOO_INLINE VI quad() const { return lookup(FP4_LEVELS, q.template quad<J>()); }
   };

@@ -35,24 +35,24 @@ struct Weight {
 // How x is stored for the product. Weights of the same kind share one quantised x.
 enum ActivationKind : int {
   ACT_F32 = 0,   // float32 rows, padded with zeros to a multiple of 16: dense and table types
-  ACT_INT8 = 1,  // int8 with a float32 scale per 32 elements, and scaled sums per 32 and per 16: all other types
-  ACT_BF16 = 2,  // bfloat16 in tiles of 16 rows and 32 columns: the types of ACT_INT8 in prompts, see MatmulKernels::prompts
+  ACT_INT8 = 1,  // int8 with a float32 scale per 32 elements, and scaled sums per 32 and per 16: types with blocks of 32
+  ACT_BF16 = 2,  // bfloat16 in tiles of 16 rows and 32 columns: the int8 types in prompts, where that is faster
+  ACT_INT8_128 = 3,  // int8 with a float32 scale per 128 elements and a shift per 32: types with blocks of 256
 };
 
 struct MatmulKernels {
-  // The kind for tokens of a prompt where activation_kind says ACT_INT8: ACT_BF16 where that is faster for many tokens.
-  ActivationKind prompts;
-  // ACT_* of a weight type, -1 for a type without a kernel.
+  // ACT_* of a weight type, -1 for a type without a kernel; the same for tokens of a prompt.
   int (*activation_kind)(int32_t type);
+  int (*prompt_kind)(int32_t type);
   // Bytes of m quantised rows of k elements; `act` must be aligned to 64 bytes.
   size_t (*activation_bytes)(int kind, int64_t m, int64_t k);
-  // x [m, k], rows ldx floats apart -> act. k is a multiple of 32 but for ACT_F32.
+  // x [m, k], rows ldx floats apart -> act. k is a multiple of 32 for ACT_INT8 and ACT_BF16, of 128 for ACT_INT8_128.
   void (*quantize)(int kind, const float* x, int64_t ldx, int64_t m, int64_t k, void* act, int ith, int nth);
-  // y [m, rows], rows ldy floats apart. `kind` of act: activation_kind of the weight, or `prompts`. Output row t uses row
+  // y [m, rows], rows ldy floats apart. `kind` of act: activation_kind of the weight, or prompt_kind. Output row t uses row
   // pick[t] of act, or row t where pick is null, as it must be for ACT_BF16: the tokens of an expert. `scratch` holds
   // matmul_scratch bytes for all threads together, aligned to 64.
-  void (*matmul)(const Weight* weight, int kind, const void* act, const int32_t* pick, int64_t m, float* y, int64_t ldy,
-                 const float* bias_or_null, void* scratch, int ith, int nth);
+  void (*matmul)(const Weight* weight, int kind, const void* act, int64_t act_rows, const int32_t* pick, int64_t m, float* y,
+                 int64_t ldy, const float* bias_or_null, void* scratch, int ith, int nth);
   size_t (*matmul_scratch)(const Weight* weight, int kind, int64_t m, int nth);
   // n elements of a row of any type (FP8 without its scales), bit-equal to zoo.quant.dequant. 0, or -1: unknown type.
   int (*unpack_row)(int32_t type, const uint8_t* row, float* out, int64_t n);

@@ -58,34 +58,91 @@ ZOO_INLINE void sum_columns(const int8_t* q, int32_t* sums) {
 #endif
 }
 
-// 32 columns. A scale is the largest magnitude / 127, so q never is -128, whose sign could not be moved to a
-// weight.
-void quantize_block(const float* x, ActBlock& out) {
-  const uint32_t largest = largest_magnitude(x);
-  float magnitude, inverse = 0;
-  __builtin_memcpy(&magnitude, &largest, 4);
-  float scale = magnitude / 127.0f;
-  if (magnitude < 1e-35f) {
-    scale = 0;  // the inverse would be infinite
-  } else if (largest < 0x7F800000u) {
-    inverse = 127.0f / magnitude;
-  }
-  int8_t* q = out.q;
+#ifdef ZOO_HALVED
+// What halved.h adds for a token: minus the sum of xa xb, and what takes 16 off wa and adds 112 to wb.
+ZOO_INLINE int32_t halved_sum(const int8_t* q, const int32_t* sums) {
+  const auto half = [](const int8_t* from) ZOO_INLINE_LAMBDA {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  };
+  const __m256i eight = _mm256_madd_epi16(half(q), half(q + 16));
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1));
+  return 16 * (sums[0] + sums[1]) - 112 * (sums[2] + sums[3]) - _mm_cvtsi128_si32(four);
+}
+#endif
+
+float as_magnitude(uint32_t bits) {
+  float magnitude;
+  __builtin_memcpy(&magnitude, &bits, 4);
+  return magnitude;
+}
+
+// What x is multiplied by if `largest`, the bits of a magnitude, is to become `most`. 0: then q shall be 1, which a scale of
+// 0, infinity or NaN is multiplied by.
+float inverse_scale(uint32_t largest, float most) {
+  const float magnitude = as_magnitude(largest);
+  return largest >= 0x7F800000u || magnitude < 1e-33f ? 0 : most / magnitude;  // an inverse would be infinite
+}
+
+// Rounds a block whose scale is known.
+void quantize_block(const float* x, float inverse, ActBlock& out, int32_t* sums) {
   if (inverse > 0) {
-    round_to_bytes(x, inverse, q);
+    round_to_bytes(x, inverse, out.q);
   } else {
-    for (int c = 0; c < 32; c++) q[c] = 1;  // times a scale of 0, infinity or NaN
+    for (int c = 0; c < 32; c++) out.q[c] = 1;
   }
+  sum_columns(out.q, sums);
+  out.centres.set(sums, out.shift);
+}
+
+// The largest magnitude becomes 127, so q never is -128, whose sign could not be moved to a weight.
+void quantize_alone(const float* x, ActBlock& out) {
+  const uint32_t largest = largest_magnitude(x);
+  const float inverse = inverse_scale(largest, 127);
+  const float magnitude = as_magnitude(largest);
+  out.scale = magnitude < 1e-33f ? 0 : magnitude / 127;
+  out.shift = 0;
   int32_t sums[4];
-  sum_columns(q, sums);
-  out.scale = scale;
-  out.sum32 = scale * static_cast<float>(sums[0] + sums[1] + sums[2] + sums[3]);
-  for (int half = 0; half < 2; half++) {
-    out.sum16[half] = scale * static_cast<float>(sums[2 * half] + sums[2 * half + 1]);
-    out.centre32[half] = static_cast<int16_t>(-16 * (sums[half] + sums[half + 2]));
+  quantize_block(x, inverse, out, sums);
+  out.sum32 = out.scale * static_cast<float>(sums[0] + sums[1] + sums[2] + sums[3]);
+}
+
+// Blocks with one scale. One without large elements is doubled as often as it can be, or a few large ones would leave it no
+// digits; its products are the less shifted.
+void quantize_group(const float* x, ActBlock* out) {
+  uint32_t largest[SHARING], most = 0;
+  for (int b = 0; b < SHARING; b++) {
+    largest[b] = largest_magnitude(x + 32 * b);
+    most = largest[b] > most ? largest[b] : most;
   }
-  for (int part = 0; part < 4; part++) out.centre16[part] = static_cast<int16_t>(-32 * sums[part]);
-  out.unused = 0;
+  const float inverse = inverse_scale(most, MOST_SHARED), magnitude = as_magnitude(most);
+  const float scale = magnitude < 1e-33f ? 0 : magnitude / (MOST_SHARED * (1 << MOST_SHIFT));
+  for (int b = 0; b < SHARING; b++) {
+    int doubled = 0;
+    if (inverse > 0)
+      while (doubled < MOST_SHIFT && as_magnitude(largest[b]) * static_cast<float>(2 << doubled) <= magnitude) doubled++;
+    ActBlock& block = out[b];
+    block.scale = scale;
+    block.shift = MOST_SHIFT - doubled;
+    int32_t sums[4];
+    quantize_block(x + 32 * b, inverse * static_cast<float>(1 << doubled), block, sums);
+    block.sum32 = static_cast<float>((sums[0] + sums[1] + sums[2] + sums[3]) * (1 << block.shift));
+#ifdef ZOO_HALVED
+    block.centres.halved = halved_sum(block.q, sums);
+#endif
+  }
+}
+
+// Calls quantize(x, act) for each `blocks` of blocks of a thread's share.
+template <class Q>
+void quantize_tokens(const float* x, int64_t ldx, int64_t m, int64_t k, ActBlock* act, int ith, int nth, int64_t blocks,
+                     Q&& quantize) {
+  const int64_t pieces = k / (32 * blocks), low = m * pieces * ith / nth, high = m * pieces * (ith + 1) / nth;
+  for (int64_t i = low; i < high; i++) {
+    const int64_t token = i / pieces, block = i % pieces * blocks;
+    quantize(x + token * ldx + 32 * block, act + (block / SLICE * m + token) * SLICE + block % SLICE);
+  }
 }
 
 #ifdef __AMX_BF16__
@@ -97,18 +154,14 @@ ZOO_INLINE void round_to_bf16(const float* x, uint16_t* out) {
 }  // namespace
 
 void quantize(int kind, const float* x, int64_t ldx, int64_t m, int64_t k, void* act, int ith, int nth) {
-  if (kind == ACT_INT8) {
-    const int64_t blocks = k / 32, low = m * blocks * ith / nth, high = m * blocks * (ith + 1) / nth;
-    for (int64_t i = low; i < high; i++) {
-      const int64_t token = i / blocks, block = i % blocks;
-      quantize_block(x + token * ldx + 32 * block, static_cast<ActBlock*>(act)[i]);
-    }
-    return;
-  }
+  auto* blocks = static_cast<ActBlock*>(act);
+  if (kind == ACT_INT8)
+    return quantize_tokens(x, ldx, m, k, blocks, ith, nth, 1, [](const float* from, ActBlock* to) { quantize_alone(from, *to); });
+  if (kind == ACT_INT8_128) return quantize_tokens(x, ldx, m, k, blocks, ith, nth, SHARING, quantize_group);
 #ifdef __AMX_BF16__
   if (kind == ACT_BF16) {
     const int64_t blocks = k / 32, low = m * blocks * ith / nth, high = m * blocks * (ith + 1) / nth;
-    const Tokens tokens{act, nullptr, m, k};
+    const Tokens tokens{act, m, nullptr, m, k};
     for (int64_t i = low; i < high; i++) {
       const int64_t token = i / blocks, block = i % blocks;
       auto* tile = const_cast<Bf16Tile*>(tokens.bf16(token)) + block;
@@ -126,7 +179,7 @@ void quantize(int kind, const float* x, int64_t ldx, int64_t m, int64_t k, void*
 
 size_t activation_bytes(int kind, int64_t m, int64_t k) {
   const auto rows = static_cast<size_t>(m), blocks = static_cast<size_t>(k / 32);
-  if (kind == ACT_INT8) return rows * blocks * sizeof(ActBlock);
+  if (kind == ACT_INT8 || kind == ACT_INT8_128) return rows * static_cast<size_t>(slices(k) * SLICE) * sizeof(ActBlock);
   if (kind == ACT_BF16) return (rows + Bf16Tile::TOKENS - 1) / Bf16Tile::TOKENS * blocks * sizeof(Bf16Tile);
   return rows * static_cast<size_t>(padded(k)) * sizeof(float);
 }

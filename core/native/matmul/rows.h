@@ -6,25 +6,28 @@
 
 namespace zoo::ZOO_ISA {
 
-// 32 columns of a token, quantised: x = scale * q. A line of the cache, so that one pointer finds everything.
-// sum32 and sum16 are those of scale * q. centre32 and centre16 take 16 off the weights of 32 columns, and 32 off those of
-// 16: minus 16 (32) times the integer sum of q over columns 4 j, 4 j + 1, and the same over 4 j + 2, 4 j + 3.
+// 32 columns of a token, quantised. A line of the cache, so that one pointer finds everything. x = scale * q, and sum32 is
+// that of x; or, where blocks share a scale, x = scale * (q << shift), and sum32 is that of q << shift.
 struct ActBlock {
   int8_t q[32];
-  float scale, sum32, sum16[2];
-  int16_t centre32[2], centre16[4];
-  int32_t unused;
+  float scale, sum32;
+  int32_t shift;
+  Centres centres;
 };
 static_assert(sizeof(ActBlock) == 64);
 
+// Blocks of a token that lie side by side: those of a panel of W rows. Then come those of the next token, so that all tokens
+// pass by a panel in the order of memory, and behind the last token the next slice.
+constexpr int64_t SLICE = 128 / W;
+
+inline int64_t slices(int64_t k) { return (k / 32 + SLICE - 1) / SLICE; }
+
+// In ACT_INT8_128: blocks that have one scale, the largest |q|, which leaves room for a sum of q and a weight in a byte
+// (halved.h), and the largest shift, with which no sum of products times a factor overflows.
+constexpr int SHARING = 4, MOST_SHARED = 112, MOST_SHIFT = 7;
+
 // A row of float32 activations is padded with zeros, so that weights can be taken 16 columns at a time.
 inline int64_t padded(int64_t k) { return (k + 15) / 16 * 16; }
-
-#ifdef __AMX_BF16__
-constexpr ActivationKind PROMPTS = ACT_BF16;
-#else
-constexpr ActivationKind PROMPTS = ACT_INT8;
-#endif
 
 // 32 columns of 16 tokens in bfloat16; or of 16 rows of weights, then columns 2 i and 2 i + 1 of row r are at x[i][2 r].
 struct alignas(64) Bf16Tile {
@@ -34,11 +37,15 @@ struct alignas(64) Bf16Tile {
 
 struct Tokens {
   const void* act;
+  int64_t rows;  // of act
   const int32_t* pick;
   int64_t count, cols;
 
   int64_t row(int64_t t) const { return pick ? pick[t] : t; }
-  const ActBlock* int8(int64_t t) const { return static_cast<const ActBlock*>(act) + row(t) * (cols / 32); }
+  // The slice of a token that begins with `block`.
+  const ActBlock* int8(int64_t t, int64_t block) const {
+    return static_cast<const ActBlock*>(act) + (block / SLICE * rows + row(t)) * SLICE + block % SLICE;
+  }
   const float* float32(int64_t t) const { return static_cast<const float*>(act) + row(t) * padded(cols); }
   // Tiles of the tokens from t on, a multiple of 16: the one of columns 32 b is at b.
   const Bf16Tile* bf16(int64_t t) const { return static_cast<const Bf16Tile*>(act) + t / Bf16Tile::TOKENS * (cols / 32); }

@@ -42,7 +42,7 @@ void head_product(const Weight& weight, bool transposed, const float* x, int64_t
     const int kind = matmul_kernels.activation_kind(weight.type);
     matmul_kernels.quantize(kind, x, ldx, m, weight.cols, scratch, 0, 1);
     char* rest = scratch + aligned(matmul_kernels.activation_bytes(kind, m, weight.cols));
-    matmul_kernels.matmul(&weight, kind, scratch, nullptr, m, y, ldy, nullptr, rest, 0, 1);
+    matmul_kernels.matmul(&weight, kind, scratch, m, nullptr, m, y, ldy, nullptr, rest, 0, 1);
     return;
   }
   float* dense = reinterpret_cast<float*>(scratch);

@@ -13,9 +13,9 @@ bool Products::plan(const Part* parts, int count, int64_t m, int64_t prompt) {
   for (int i = 0; i < count; ++i) {
     const int kind = matmul_kernels.activation_kind(parts[i].weight.type);
     if (kind < 0) return false;
-    const bool apart = kind == ACT_INT8 && matmul_kernels.prompts != ACT_INT8;
-    want(parts[i], kind, {0, apart ? prompt : m});
-    if (apart) want(parts[i], matmul_kernels.prompts, {prompt, m});
+    const int of_prompts = matmul_kernels.prompt_kind(parts[i].weight.type);
+    want(parts[i], kind, {0, of_prompts == kind ? m : prompt});
+    if (of_prompts != kind) want(parts[i], of_prompts, {prompt, m});
   }
   for (int kind = 0; kind < KINDS; ++kind) {
     act[kind] = bytes;
@@ -41,21 +41,22 @@ void Products::multiply(const Part* parts, int count, char* base, const Worker& 
   for (int i = 0; i < count; ++i) {
     const Part& part = parts[i];
     const int own = matmul_kernels.activation_kind(part.weight.type);
+    const int of_prompts = matmul_kernels.prompt_kind(part.weight.type);
     for (int kind = 0; kind < KINDS; ++kind) {
       const Range& mine = rows[kind];
-      if (kind != own && !(own == ACT_INT8 && kind == matmul_kernels.prompts)) continue;
-      product(part.weight, kind, base + act[kind], nullptr, mine.end - mine.begin, part.y + mine.begin * part.ldy, part.ldy,
-              part.bias, worker);
+      if (kind != own && kind != of_prompts) continue;
+      const int64_t m = mine.end - mine.begin;
+      product(part.weight, kind, base + act[kind], m, nullptr, m, part.y + mine.begin * part.ldy, part.ldy, part.bias, worker);
     }
   }
 }
 
-void product(const Weight& weight, int kind, const void* act, const int32_t* pick, int64_t m, float* y, int64_t ldy,
-             const float* bias, const Worker& worker) {
+void product(const Weight& weight, int kind, const void* act, int64_t act_rows, const int32_t* pick, int64_t m, float* y,
+             int64_t ldy, const float* bias, const Worker& worker) {
   // A thread's part of the scratch begins at its number times the size of one: laid so that it falls on its own memory,
   // threads may be at different products.
   char* scratch = worker.local - matmul_kernels.matmul_scratch(&weight, kind, m, 1) * static_cast<size_t>(worker.ith);
-  matmul_kernels.matmul(&weight, kind, act, pick, m, y, ldy, bias, scratch, worker.ith, worker.nth);
+  matmul_kernels.matmul(&weight, kind, act, act_rows, pick, m, y, ldy, bias, scratch, worker.ith, worker.nth);
 }
 
 namespace {

@@ -9,8 +9,8 @@ constexpr int KINDS = 4;
 constexpr int64_t PIECE = 256;  // columns of a row that one thread takes
 
 // A thread's share of y = x W^T, its scratch at the beginning of worker.local.
-void product(const Weight& weight, int kind, const void* act, const int32_t* pick, int64_t m, float* y, int64_t ldy,
-             const float* bias, const Worker& worker);
+void product(const Weight& weight, int kind, const void* act, int64_t act_rows, const int32_t* pick, int64_t m, float* y,
+             int64_t ldy, const float* bias, const Worker& worker);
 
 // Several products on one input: which of its rows are needed quantised in which kind, and where they lie in shared memory.
 struct Products {

@@ -191,7 +191,8 @@ void run_moe(const Moe& op, Worker& worker) {
     if (m == 0) continue;
     for (auto [weight, to] : {std::pair{&op.gate[e], gate}, std::pair{&op.up[e], up}}) {
       const int kind = matmul_kernels.activation_kind(weight->type);
-      product(*weight, kind, base + at.act[kind] - 1, pick + begin, m, to + begin * width, width, nullptr, worker);
+      const char* act = base + at.act[kind] - 1;
+      product(*weight, kind, act, op.tokens, pick + begin, m, to + begin * width, width, nullptr, worker);
     }
   }
   worker.barrier();
@@ -205,7 +206,7 @@ void run_moe(const Moe& op, Worker& worker) {
   for (int64_t e = 0; e < op.experts; ++e) {
     const int64_t begin = first[e], m = first[e + 1] - begin;
     if (m == 0) continue;
-    product(op.down[e], at.kind_down, base + at.act_down, pick + begin, m, down + begin * out, out, nullptr, worker);
+    product(op.down[e], at.kind_down, base + at.act_down, pairs, pick + begin, m, down + begin * out, out, nullptr, worker);
   }
   worker.barrier();
   const int64_t pieces = (out + PIECE - 1) / PIECE;

@@ -10,10 +10,6 @@ constexpr int64_t TILE_GROUPS = 16;  // groups of W rows that share a copy of th
 constexpr int64_t TILE_BLOCKS = 16;  // 512 columns: those of 16 tokens and 16 rows stay in a first-level cache
 constexpr int64_t TILE_CACHE = 1 << 20;  // bytes of tokens that stay in a second-level cache, half of one
 
-// Sums with a factor of their own, of 32 columns or of 16 each.
-template <class K>
-constexpr int TILE_PARTS = K::FACTORS == 2 ? 2 : 1;
-
 struct alignas(64) TileShapes {
   uint8_t palette, start_row, reserved[14];
   uint16_t row_bytes[16];
@@ -24,7 +20,7 @@ struct alignas(64) TileShapes {
 // GCC 12 believes that the instruction reads eight bytes of it, and drops the rest.
 template <class K>
 constexpr TileShapes TILE_SHAPES = {
-    1, 0, {}, {64, 64, 32 / TILE_PARTS<K>, 32 / TILE_PARTS<K>, 64, 64}, {16, 16, 16, 16, 8 / TILE_PARTS<K>, 8 / TILE_PARTS<K>}};
+    1, 0, {}, {64, 64, 32 / K::PARTS, 32 / K::PARTS, 64, 64}, {16, 16, 16, 16, 8 / K::PARTS, 8 / K::PARTS}};
 
 // 32 columns of 16 tokens.
 struct TokenTile {
@@ -35,80 +31,73 @@ struct TokenTile {
 template <class K>
 constexpr bool SIGNED_TILES = K::CENTRE != 0 || K::ENCODING == Encoding::S8;
 
-// A unit of W rows -> BLOCKS blocks.
-template <class F, class P>
-ZOO_INLINE void fill_tiles(const P& rows, const uint8_t* next, Block<typename F::Kind>* panel) {
-  using K = typename F::Kind;
-  fill_panel<F, 1>(rows, next, panel, [](VI q) ZOO_INLINE_LAMBDA {
-    return K::CENTRE ? _mm512_sub_epi8(q, word(0x01010101u * K::CENTRE)) : q;
-  });
-}
+template <class K>
+struct TileBlock : Block<K> {
+  template <int J>
+  ZOO_INLINE void keep(VI quad) { this->q[J] = K::CENTRE ? _mm512_sub_epi8(quad, word(0x01010101u * K::CENTRE)) : quad; }
+};
 
 template <class K>
 ZOO_INLINE void multiply_tiles() {
   if constexpr (SIGNED_TILES<K>) _tile_dpbssd(0, 2, 4);
   else _tile_dpbsud(0, 2, 4);
-  if constexpr (TILE_PARTS<K> == 2) {
+  if constexpr (K::PARTS == 2) {
     if constexpr (SIGNED_TILES<K>) _tile_dpbssd(1, 3, 5);
     else _tile_dpbsud(1, 3, 5);
   }
 }
 
 template <class K>
-ZOO_INLINE void tile_products(const Block<K>& block, const TokenTile& tokens, int32_t* sums) {
+ZOO_INLINE void tile_products(const TileBlock<K>& block, const TokenTile& tokens, int32_t* sums) {
   _tile_zero(0);
   _tile_loadd(2, tokens.x[0].q, sizeof(ActBlock));
   _tile_loadd(4, block.q, 64);
-  if constexpr (TILE_PARTS<K> == 2) {
+  if constexpr (K::PARTS == 2) {
     _tile_zero(1);
     _tile_loadd(3, tokens.x[0].q + 16, sizeof(ActBlock));
     _tile_loadd(5, block.q + 4, 64);
   }
   multiply_tiles<K>();
   _tile_stored(0, sums, 64);
-  if constexpr (TILE_PARTS<K> == 2) _tile_stored(1, sums + 256, 64);
-}
-
-// The sums of a block and of token t, as Products::total has them, turned to float. With two factors each product is an
-// integer below 2^24, and their sum is rounded once, as the integers' would be.
-template <class K>
-ZOO_INLINE VF tile_total(const int32_t* sums, const VF* factors, int t) {
-  const VF first = to_float(load(sums + 16 * t));
-  if constexpr (TILE_PARTS<K> == 1) return first;
-  else return fma(to_float(load(sums + 256 + 16 * t)), factors[1], mul(first, factors[0]));
+  if constexpr (K::PARTS == 2) _tile_stored(1, sums + 256, 64);
 }
 
 // `count` blocks of W rows against 16 tokens. `sums` [16][W] is added to. A block is multiplied while the sums of the one
 // before are scaled.
 template <class K>
-void tile_times_panel(const Block<K>* panel, int64_t count, const TokenTile* tokens, float* sums) {
-  alignas(64) int32_t products[2][256 * TILE_PARTS<K>];
+void tile_times_panel(const TileBlock<K>* panel, int64_t count, const TokenTile* tokens, float* sums) {
+  alignas(64) int32_t products[2][256 * K::PARTS];
   VF totals[TILE_TOKENS];
-  repeat<TILE_TOKENS>([&](auto t) ZOO_INLINE_LAMBDA { totals[t] = load_f(sums + t * W); });
+  repeat<TILE_TOKENS>([&](auto t) ZOO_INLINE_LAMBDA { totals[t] = K::GROUP > 1 ? constant(0) : load_f(sums + t * W); });
   tile_products<K>(panel[0], tokens[0], products[0]);
   for (int64_t i = 0; i < count; i++) {
     if (i + 1 < count) tile_products<K>(panel[i + 1], tokens[i + 1], products[(i + 1) % 2]);
-    VF factors[TILE_PARTS<K>];
-    if constexpr (TILE_PARTS<K> == 2) repeat<2>([&](auto f) ZOO_INLINE_LAMBDA { factors[f] = to_float(panel[i].factor[f]); });
     repeat<TILE_TOKENS>([&](auto t) ZOO_INLINE_LAMBDA {
-      const ActBlock& x = tokens[i].x[t];
-      totals[t] = scaled(totals[t], tile_total<K>(products[i % 2], factors, t), panel[i], x);
+      repeat<K::PARTS>([&](auto part) ZOO_INLINE_LAMBDA {
+        const VI total = load(products[i % 2] + 256 * part + 16 * t);
+        totals[t] = scaled<K, part>(totals[t], total, panel[i], tokens[i].x[t]);
+      });
+    });
+    if (K::GROUP == 1 || (i + 1) % K::GROUP != 0) continue;
+    repeat<TILE_TOKENS>([&](auto t) ZOO_INLINE_LAMBDA {
+      store_f(sums + t * W, fma(totals[t], splat(&tokens[i].x[t].scale), load_f(sums + t * W)));
+      totals[t] = constant(0);
     });
   }
-  repeat<TILE_TOKENS>([&](auto t) ZOO_INLINE_LAMBDA { store_f(sums + t * W, totals[t]); });
+  if constexpr (K::GROUP == 1) repeat<TILE_TOKENS>([&](auto t) ZOO_INLINE_LAMBDA { store_f(sums + t * W, totals[t]); });
 }
 
 // Tokens first .. first + 15 from block `from` on; after the last token the last again.
 inline void gather_tile(const Tokens& tokens, int64_t first, int64_t from, int64_t count, TokenTile* to) {
   for (int64_t i = 0; i < TILE_TOKENS; i++) {
-    const ActBlock* x = tokens.int8(first + i < tokens.count ? first + i : tokens.count - 1) + from;
-    for (int64_t b = 0; b < count; b++) store(&to[b].x[i], load(x + b));
+    const int64_t token = first + i < tokens.count ? first + i : tokens.count - 1;
+    for (int64_t b = 0; b < count; b++) store(&to[b].x[i], load(tokens.int8(token, from + b)));
   }
   asm volatile("" ::: "memory");  // the compiler does not know that tiles are read from memory
 }
 
 template <class K>
-constexpr size_t TILE_PANEL_BYTES = sizeof(Block<K>) * TILE_BLOCKS;
+constexpr size_t TILE_PANEL_BYTES = sizeof(TileBlock<K>) * TILE_BLOCKS;
 
 // Tiles of tokens that stay in a second-level cache while panel after panel, each of W rows, passes by.
 inline int64_t tiles_together(int64_t cols, int64_t m) {
@@ -127,7 +116,7 @@ size_t tiles_scratch(const Weight& weight, int64_t m) {
 template <class F, class P>
 void integer_tiles(const Rows& rows, const Tokens& tokens, const Output& y, uint8_t* scratch) {
   using K = typename F::Kind;
-  auto* panel = reinterpret_cast<Block<K>*>(scratch);
+  auto* panel = reinterpret_cast<TileBlock<K>*>(scratch);
   auto* tile = reinterpret_cast<TokenTile*>(scratch + TILE_PANEL_BYTES<K>);
   const int64_t blocks = rows.weight.cols / 32, together = tiles_together(tokens.cols, tokens.count) * TILE_TOKENS;
   auto* sums = reinterpret_cast<float*>(tile + TILE_BLOCKS * (together / TILE_TOKENS));
@@ -148,7 +137,7 @@ void integer_tiles(const Rows& rows, const Tokens& tokens, const Output& y, uint
           P p(from_rows[g].data, from_rows[g].stride);
           p.advance(from / F::BLOCKS * F::BYTES);
           for (int64_t i = 0; i < count; i += F::BLOCKS, p.advance(F::BYTES), next += F::BYTES * W)
-            fill_tiles<F>(p, next, panel + i);
+            fill_panel<F, 1>(p, next, panel + i);
           for (int64_t t = 0; t < tiles; t++)
             tile_times_panel<K>(panel, count, tile + t * TILE_BLOCKS, sums + (t * TILE_GROUPS + g) * TILE_TOKENS * W);
         }

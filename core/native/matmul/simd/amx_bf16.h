@@ -34,7 +34,7 @@ ZOO_INLINE void dequantize_quad(VI q, VF scale, VF offset, Bf16Tile& to) {
 template <class F, class P>
 ZOO_INLINE void dequantize_unit(const P& rows, const uint8_t* next, Bf16Tile* to) {
   using K = typename F::Kind;
-  constexpr int HALVES = K::FACTORS == 2 || K::MINS == 2 ? 2 : 1;
+  constexpr int HALVES = K::PARTS == 2 || K::MINS == 2 ? 2 : 1;
   constexpr float ZERO = 256.0f + (K::ENCODING == Encoding::S8 ? 128 : K::CENTRE);
   typename F::template Unit<P> unit;
   unit.read(rows);
@@ -43,8 +43,10 @@ ZOO_INLINE void dequantize_unit(const P& rows, const uint8_t* next, Bf16Tile* to
     const Head<K> head = unit.template head<i>(rows);
     VF scale[HALVES], offset[HALVES];
     repeat<HALVES>([&](auto h) ZOO_INLINE_LAMBDA {
-      scale[h] = K::FACTORS == 0 ? head.scale : mul(head.scale, to_float(head.factor[K::FACTORS == 2 ? h : 0]));
-      offset[h] = fma(scale[h], constant(-ZERO), K::MINS == 0 ? constant(0) : head.min[K::MINS == 2 ? h : 0]);
+      scale[h] = head.scale[K::PARTS == 2 ? h : 0];
+      VF min = constant(0);
+      if constexpr (K::MINS != 0) min = head.min[K::MINS == 2 ? h : 0];
+      offset[h] = fma(scale[h], constant(-ZERO), min);
     });
     repeat<8>([&](auto j) ZOO_INLINE_LAMBDA {
       constexpr int h = HALVES == 2 ? j / 4 : 0;

@@ -21,6 +21,7 @@ ZOO_INLINE VF constant(float x) { return _mm256_set1_ps(x); }
 ZOO_INLINE VI word(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
 ZOO_INLINE VI right(VI v, int n) { return _mm256_srli_epi32(v, n); }
 ZOO_INLINE VI left(VI v, int n) { return _mm256_slli_epi32(v, n); }
+ZOO_INLINE VI left_by(VI v, VI n) { return _mm256_sllv_epi32(v, n); }
 ZOO_INLINE VI right_signed(VI v, int n) { return _mm256_srai_epi32(v, n); }
 ZOO_INLINE VI add(VI a, VI b) { return _mm256_add_epi32(a, b); }
 ZOO_INLINE VI sub(VI a, VI b) { return _mm256_sub_epi32(a, b); }
@@ -77,17 +78,29 @@ ZOO_INLINE VI pick_byte(VI v, int i) {
 
 #define ZOO_VNNI_DOT(sum, w, a) _mm256_dpbusd_avx_epi32(sum, w, a)
 ZOO_INLINE VI zero_words() { return _mm256_setzero_si256(); }
-ZOO_INLINE VI mul_words(VI a, VI b) { return _mm256_mullo_epi32(a, b); }
-ZOO_INLINE VI pair_sum(VI v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
 
 #else
 
-constexpr bool SIGNED_AS_UNSIGNED = false, CENTRE_IN_WEIGHTS = false, FREE_FACTORS = true;
+constexpr bool SIGNED_AS_UNSIGNED = false, CENTRE_IN_WEIGHTS = false, FREE_FACTORS = true, SCALED_HALVES = false;
+
+// What takes 16 off the weights of 32 columns, and 32 off those of 16: minus 16 (32) times the sum of q over columns 4 j,
+// 4 j + 1, and the same over 4 j + 2, 4 j + 3.
+struct Centres {
+  float half_sums[2];
+  int16_t of_all[2], of_halves[4];
+
+  ZOO_INLINE void set(const int32_t* sums, int shift) {
+    for (int half = 0; half < 2; half++) half_sums[half] = static_cast<float>((sums[2 * half] + sums[2 * half + 1]) * (1 << shift));
+    for (int i = 0; i < 2; i++) of_all[i] = static_cast<int16_t>(-16 * (sums[i] + sums[i + 2]));
+    for (int i = 0; i < 4; i++) of_halves[i] = static_cast<int16_t>(-32 * sums[i]);
+  }
+  ZOO_INLINE VF half_sum(int half, VI) const { return splat(&half_sums[half]); }
+};
 
 // Without VNNI products are summed in 16 bits as long as they cannot overflow, which costs two instructions per 32
 // products instead of three: neighbouring columns of up to FLUSH steps. Sums may wrap around on the way, for a centre is
 // taken off first. Signed weights need the sign moved over to x, and their pairs already fill 16 bits.
-template <Encoding E, int FACTORS, int CENTRE>
+template <Encoding E, int FACTORS, int CENTRE, int>
 struct Sum {
   static constexpr int FLUSH = E == Encoding::S8 ? 1 : FACTORS == 2 || (E == Encoding::U5 && !CENTRE) ? 4 : 8;
   static constexpr int TOGETHER = FLUSH == 4 ? 1 : ROW_GROUPS;  // row groups whose sums fit into 16 registers
@@ -108,12 +121,12 @@ struct Sum {
   }
 
   template <int J>
-  ZOO_INLINE void step(const Quad& w, VI x, VI scale, const int16_t* centre) {
+  ZOO_INLINE void step(const Quad& w, VI x, VI scale, const Centres& centres) {
     const VI pairs = _mm256_maddubs_epi16(w.magnitude, E == Encoding::S8 ? _mm256_sign_epi8(x, w.w) : x);
     if constexpr (J % FLUSH != 0) {
       narrow = _mm256_add_epi16(narrow, pairs);
     } else if constexpr (CENTRE != 0) {
-      narrow = _mm256_add_epi16(splat_word(centre), pairs);
+      narrow = _mm256_add_epi16(splat_word(CENTRE == 32 ? centres.of_halves + J / 4 * 2 : centres.of_all), pairs);
     } else {
       narrow = pairs;
     }

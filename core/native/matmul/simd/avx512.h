@@ -23,6 +23,7 @@ ZOO_INLINE VF constant(float x) { return _mm512_set1_ps(x); }
 ZOO_INLINE VI word(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
 ZOO_INLINE VI right(VI v, int n) { return _mm512_srli_epi32(v, static_cast<unsigned>(n)); }
 ZOO_INLINE VI left(VI v, int n) { return _mm512_slli_epi32(v, static_cast<unsigned>(n)); }
+ZOO_INLINE VI left_by(VI v, VI n) { return _mm512_sllv_epi32(v, n); }
 ZOO_INLINE VI right_signed(VI v, int n) { return _mm512_srai_epi32(v, static_cast<unsigned>(n)); }
 ZOO_INLINE VI add(VI a, VI b) { return _mm512_add_epi32(a, b); }
 ZOO_INLINE VI sub(VI a, VI b) { return _mm512_sub_epi32(a, b); }
@@ -75,7 +76,5 @@ ZOO_INLINE VI pick_byte(VI v, int i) { return right(left(v, 24 - 8 * i), 24); }
 
 #define ZOO_VNNI_DOT(sum, w, a) _mm512_dpbusd_epi32(sum, w, a)
 ZOO_INLINE VI zero_words() { return _mm512_setzero_si512(); }
-ZOO_INLINE VI mul_words(VI a, VI b) { return _mm512_mullo_epi32(a, b); }
-ZOO_INLINE VI pair_sum(VI v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
 
 }  // namespace zoo::ZOO_ISA

@@ -31,6 +31,7 @@ ZOO_INLINE VI splat_word(const void* p) {
 ZOO_INLINE VF splat(const float* p) { return constant(*p); }
 ZOO_INLINE VI right(VI v, int n) { return v >> static_cast<uint32_t>(n); }
 ZOO_INLINE VI left(VI v, int n) { return v << static_cast<uint32_t>(n); }
+ZOO_INLINE VI left_by(VI v, VI n) { return v << n; }
 ZOO_INLINE VI right_signed(VI v, int n) { return (VI)((VS)v >> n); }
 ZOO_INLINE VI add(VI a, VI b) { return a + b; }
 ZOO_INLINE VI sub(VI a, VI b) { return a - b; }
@@ -73,9 +74,19 @@ ZOO_INLINE VI spread_bits(VI v, int quad) {
 ZOO_INLINE VI pick_byte(VI v, int i) { return right(left(v, 24 - 8 * i), 24); }
 
 // All weight bytes are signed here: a centre is taken off when they are unpacked.
-constexpr bool SIGNED_AS_UNSIGNED = false, CENTRE_IN_WEIGHTS = true, FREE_FACTORS = false;
+constexpr bool SIGNED_AS_UNSIGNED = false, CENTRE_IN_WEIGHTS = true, FREE_FACTORS = false, SCALED_HALVES = false;
 
-template <Encoding E, int FACTORS, int CENTRE>
+struct Centres {
+  float half_sums[2];
+  int32_t unused[3];
+
+  ZOO_INLINE void set(const int32_t* sums, int shift) {
+    for (int half = 0; half < 2; half++) half_sums[half] = static_cast<float>((sums[2 * half] + sums[2 * half + 1]) * (1 << shift));
+  }
+  ZOO_INLINE VF half_sum(int half, VI) const { return splat(&half_sums[half]); }
+};
+
+template <Encoding E, int FACTORS, int CENTRE, int>
 struct Sum {
   static constexpr int TOGETHER = 1, TOKENS = INT_TOKENS;
   using Quad = VI;
@@ -86,7 +97,7 @@ struct Sum {
   static ZOO_INLINE VI signed_factor(VI v, int i) { return right_signed(left(v, 24 - 8 * i), 24); }
 
   template <int J>
-  ZOO_INLINE void step(VI w, VI x, VI scale, const int16_t*) {
+  ZOO_INLINE void step(VI w, VI x, VI scale, const Centres&) {
     VS products{};
     for (int i = 0; i < 4; i++) {
       products += ((VS)left(w, 24 - 8 * i) >> 24) * ((VS)left(x, 24 - 8 * i) >> 24);

@@ -23,6 +23,7 @@ ZOO_INLINE VI splat_word(const void* p) {
 ZOO_INLINE VF splat(const float* p) { return vld1q_dup_f32(p); }
 ZOO_INLINE VI right(VI v, int n) { return vshlq_u32(v, vdupq_n_s32(-n)); }
 ZOO_INLINE VI left(VI v, int n) { return vshlq_u32(v, vdupq_n_s32(n)); }
+ZOO_INLINE VI left_by(VI v, VI n) { return vshlq_u32(v, vreinterpretq_s32_u32(n)); }
 ZOO_INLINE VI right_signed(VI v, int n) {
   return vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(v), vdupq_n_s32(-n)));
 }
@@ -70,9 +71,19 @@ ZOO_INLINE VI spread_bits(VI v, int quad) {
 ZOO_INLINE VI pick_byte(VI v, int i) { return right(left(v, 24 - 8 * i), 24); }
 
 // All weight bytes are signed here: a centre is taken off when they are unpacked.
-constexpr bool SIGNED_AS_UNSIGNED = false, CENTRE_IN_WEIGHTS = true, FREE_FACTORS = false;
+constexpr bool SIGNED_AS_UNSIGNED = false, CENTRE_IN_WEIGHTS = true, FREE_FACTORS = false, SCALED_HALVES = false;
 
-template <Encoding E, int FACTORS, int CENTRE>
+struct Centres {
+  float half_sums[2];
+  int32_t unused[3];
+
+  ZOO_INLINE void set(const int32_t* sums, int shift) {
+    for (int half = 0; half < 2; half++) half_sums[half] = static_cast<float>((sums[2 * half] + sums[2 * half + 1]) * (1 << shift));
+  }
+  ZOO_INLINE VF half_sum(int half, VI) const { return splat(&half_sums[half]); }
+};
+
+template <Encoding E, int FACTORS, int CENTRE, int>
 struct Sum {
   static constexpr int TOGETHER = FACTORS == 2 ? 2 : ROW_GROUPS;
   static constexpr int TOKENS = INT_TOKENS;
@@ -84,7 +95,7 @@ struct Sum {
   static ZOO_INLINE VI signed_factor(VI v, int i) { return right_signed(left(v, 24 - 8 * i), 24); }
 
   template <int J>
-  ZOO_INLINE void step(VI w, VI x, VI scale, const int16_t*) {
+  ZOO_INLINE void step(VI w, VI x, VI scale, const Centres&) {
     const int32x4_t start = J % (FACTORS == 2 ? 4 : 8) == 0 ? vdupq_n_s32(0) : narrow;
     narrow = vdotq_s32(start, vreinterpretq_s8_u32(w), vreinterpretq_s8_u32(x));
     if constexpr (FACTORS == 2 && J == 3) wide = vmulq_s32(narrow, vreinterpretq_s32_u32(scale));

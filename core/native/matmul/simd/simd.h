@@ -9,10 +9,14 @@
 //   lookup(table, bytes)         16-entry table, indexes below 16
 //   pick_byte(v, i)              byte i of each word, as a word
 //   Sum                          products of W x 32 weight bytes with 32 bytes of x, eight steps of four columns
-// and three facts on how Sum wants weights:
+//   Centres                      20 bytes for Sum beside each 32 of x, made from sums of q: [2 h + p] is that of columns
+//                                4 j + 2 p and 4 j + 2 p + 1 of half h; half_sum gives that of half h << shift
+//   left_by(v, n)                each word shifted by another
+// and four facts on how Sum wants weights:
 //   SIGNED_AS_UNSIGNED           signed bytes are stored plus 128
 //   CENTRE_IN_WEIGHTS            a centre is taken off the weights, not off the sums
 //   FREE_FACTORS                 an integer factor per row and block costs nothing
+//   SCALED_HALVES                where halves of a block have factors, each is summed and scaled for itself
 #pragma once
 
 #include <cstddef>
@@ -82,6 +86,9 @@ struct RowCursor {
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #include "avx512.h"
 #include "vnni.h"
+#ifndef __AMX_INT8__
+#define ZOO_HALVED  // panels by halved.h; with AMX tiles are faster
+#endif
 #elif defined(__AVX2__)
 #include "avx2.h"
 #ifdef __AVXVNNI__
