@@ -90,7 +90,8 @@ struct Centres {
   int16_t of_all[2], of_halves[4];
 
   ZOO_INLINE void set(const int32_t* sums, int shift) {
-    for (int half = 0; half < 2; half++) half_sums[half] = static_cast<float>((sums[2 * half] + sums[2 * half + 1]) * (1 << shift));
+    for (int half = 0; half < 2; half++)
+      half_sums[half] = static_cast<float>((sums[2 * half] + sums[2 * half + 1]) * (1 << shift));
     for (int i = 0; i < 2; i++) of_all[i] = static_cast<int16_t>(-16 * (sums[i] + sums[i + 2]));
     for (int i = 0; i < 4; i++) of_halves[i] = static_cast<int16_t>(-32 * sums[i]);
   }

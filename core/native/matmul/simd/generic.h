@@ -73,18 +73,11 @@ ZOO_INLINE VI spread_bits(VI v, int quad) {
 
 ZOO_INLINE VI pick_byte(VI v, int i) { return right(left(v, 24 - 8 * i), 24); }
 
-// All weight bytes are signed here: a centre is taken off when they are unpacked.
-constexpr bool SIGNED_AS_UNSIGNED = false, CENTRE_IN_WEIGHTS = true, FREE_FACTORS = false, SCALED_HALVES = false;
+}  // namespace zoo::ZOO_ISA
 
-struct Centres {
-  float half_sums[2];
-  int32_t unused[3];
+#include "signed.h"
 
-  ZOO_INLINE void set(const int32_t* sums, int shift) {
-    for (int half = 0; half < 2; half++) half_sums[half] = static_cast<float>((sums[2 * half] + sums[2 * half + 1]) * (1 << shift));
-  }
-  ZOO_INLINE VF half_sum(int half, VI) const { return splat(&half_sums[half]); }
-};
+namespace zoo::ZOO_ISA {
 
 template <Encoding E, int FACTORS, int CENTRE, int>
 struct Sum {
