@@ -17,11 +17,17 @@ from torch import Tensor, nn
 
 from kernels.native_cases import needs_native
 from oracle.checkpoints import llama_config, sample_ids, save_checkpoint
+from oracle.gemma_checkpoints import gemma_config
 from oracle.gguf_writer import llama_contents, write
+from oracle.mistral_checkpoints import mistral_config
+from oracle.phi_checkpoints import phi2_config, phimoe_config
+from oracle.qwen_checkpoints import qwen_config
 from zoo import LLM, kernels
 from zoo.engine.generation import run
 from zoo.engine.replay import Replay
+from zoo.engine.runner import Runner
 from zoo.engine.sampler import Sampler
+from zoo.engine.scheduler import Chunk
 from zoo.engine.sequence import SamplingParams, Sequence
 from zoo.hooks import hookimpl
 from zoo.kernels.native import pool as pools
@@ -96,9 +102,9 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     run = Template.run
 
-    def counted(self: Template, pool: Pool, counts: tuple[int, ...]) -> Tensor:
+    def counted(self: Template, pool: Pool, counts: tuple[int, ...], *wanted: Any) -> Tensor:
         seen.append(counts)
-        return run(self, pool, counts)
+        return run(self, pool, counts, *wanted)
 
     monkeypatch.setattr(Template, "run", counted)
     return seen
@@ -108,6 +114,12 @@ def replay_of(llm: LLM) -> Replay:
     replay = llm.engine.runner.replay
     assert replay is not None
     return replay
+
+
+def tail_of(llm: LLM) -> int:
+    """Ops of a step with prompts that are run for the wanted tokens alone."""
+    packed = replay_of(llm)._packed
+    return 0 if packed is None else len(packed._template._parts[1])
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -189,6 +201,73 @@ def test_as_many_prompts_as_a_step_takes(gguf: Path, prompts: list[tuple[int, ..
     assert max(sequences for _, sequences, _ in prompts) == 64
 
 
+@pytest.mark.parametrize(
+    "config",
+    [llama_config(), mistral_config("Mixtral 8x7B"), gemma_config("gemma2"), gemma_config("gemma3"),
+     qwen_config("qwen2 moe"), phi2_config(), phimoe_config()],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_what_no_logits_need_is_left_out_and_changes_none(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of prompts of which all, one or no logits are wanted, beside answers: each step has the bits of its ops."""
+    save_checkpoint(tmp_path, config)
+    logits, steps = Runner.logits, [{}, {}]
+
+    def kept(self: Runner, chunks: Any, managers: Any) -> Tensor:
+        what = tuple((chunk.sequence.request_id, chunk.start, chunk.length) for chunk in chunks)
+        found = steps[bool(replay_of(llm).stopped)][what] = logits(self, chunks, managers).clone()
+        return found
+
+    monkeypatch.setattr(Runner, "logits", kept)
+    scored = dataclasses.replace(GREEDY, logprobs=0, prompt_logprobs=True)
+    for stopped in ("", "the test wants it"):
+        with LLM.load(tmp_path, device="cpu", context=128) as llm:
+            llm.engine.scheduler.max_num_batched_tokens = 64
+            replay_of(llm).stopped = stopped
+            for index, (length, params) in enumerate([(110, GREEDY), (5, GREEDY), (20, scored), (90, scored)]):
+                llm.engine.add(Sequence(str(index), tuple(sample_ids(length, seed=index)), params, frozenset(), 8))
+                llm.engine.step()
+            while llm.engine.scheduler.has_work:
+                llm.engine.step()
+            if not stopped:
+                assert tail_of(llm)
+    found, wanted = steps
+    sizes = {len(one) for one in found.values()}
+    assert sizes >= {0, 1}
+    assert max(sizes) > 20
+    assert all(torch.equal(found[what], wanted[what]) for what in found)
+
+
+@pytest.mark.parametrize("indices", [[16, 4], [3, 3, 3], list(range(17)), [0], [16]], ids=str)
+def test_any_logits_may_be_wanted(gguf: Path, indices: list[int]) -> None:
+    with LLM.load(gguf, device="cpu") as llm:
+        runner, managers = llm.engine.runner, llm.engine.scheduler.managers
+        sequence = Sequence("a", tuple(sample_ids(17)), GREEDY, frozenset(), 8)
+        for manager in managers:
+            manager.grow("a", 17)
+        every = runner.batch([Chunk(sequence, 0, 17)], managers, all_logits=True)
+        batch = dataclasses.replace(every, logits_indices=torch.tensor(indices, dtype=torch.int32))
+        with runner.active():
+            assert torch.equal(runner.forward(batch), runner.forward(every)[indices])
+
+
+def test_a_wrapper_of_forward_gets_hidden_states_of_all_tokens(gguf: Path) -> None:
+    """As the contract of `hidden` says, though no logits are wanted of most."""
+    seen: list[Tensor] = []
+
+    class Looks:
+        @hookimpl(wrapper=True)
+        def forward(self, model: Any, batch: Any, cache: Any) -> Any:
+            seen.append(model.hidden(batch, cache))
+            return (yield)
+
+    ids = sample_ids(40)
+    with LLM.load(gguf, device="cpu", plugins=[Looks()]) as llm:
+        llm.generate(ids, dataclasses.replace(GREEDY, max_tokens=1))
+        assert torch.equal(seen[0], llm.engine.hidden(tuple(ids), 512))
+
+
 def test_kernels_are_told_which_tokens_belong_to_prompts(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two answers and two prompts in one step, then a prompt of one token, which is no step of decoding."""
     told: list[tuple[int, int]] = []
@@ -211,8 +290,10 @@ def test_kernels_are_told_which_tokens_belong_to_prompts(gguf: Path, monkeypatch
         for name, length in [("c", 17), ("d", 3)]:
             llm.engine.add(Sequence(name, tuple(sample_ids(length)), GREEDY, frozenset(), 8))
         llm.engine.step()
-        assert set(told[:-1]) == {(22, 2)}, "two answers, then 20 tokens of prompts"
-        assert told[-1] == (4, 4), "the vocabulary is multiplied alike for all"
+        *layers, output, gated, down, head = told
+        assert set(layers) == {(22, 2)}, "two answers, then 20 tokens of prompts"
+        assert {output, gated, down} == {(4, 2)}, "behind the last attention nothing is computed that no logits need"
+        assert head == (4, 4), "the vocabulary is multiplied alike for all"
         for _ in range(8):
             llm.engine.step()
         told.clear()

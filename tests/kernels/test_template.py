@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -50,6 +51,50 @@ def test_any_number_of_tokens() -> None:
         found = template.run(pool(2), (tokens, 1))
         assert found.shape == (tokens, 16)
         assert torch.equal(found, wanted), tokens
+
+
+WANTED = ([4], [0], [38], [0, 1, 2], [1, 8, 9, 37], [*range(39)], [])
+
+
+@pytest.mark.parametrize("rows", WANTED, ids=len)
+def test_some_rows_are_those_of_all(rows: list[int]) -> None:
+    """What is behind the angles, of a part of a row, of angles and of a whole matrix, is computed for these alone."""
+    template, tokens = rehearsed(layers), 39
+    GIVEN[:tokens] = torch.randn(tokens, COLUMNS)
+    POSITIONS[:tokens] = torch.randint(1000, (tokens,), dtype=torch.int32)
+    every = template.run(pool(2), (tokens, 1)).clone()
+    wanted = np.array(rows, np.int32), (len(rows), 1)
+    assert len(template._parts[1]) == 2
+    assert torch.equal(template.run(pool(2), (tokens, 1), wanted), every[rows])
+    assert torch.equal(template.run(pool(2), (tokens, 1)), every)
+
+
+def not_of_the_step(counts: Counts) -> Tensor:
+    """The last op reads what was there before: to move its rows would change the inputs."""
+    return kernels.add(twice(GIVEN[: counts[0]]), GIVEN[: counts[0]])
+
+
+def parts_of_one_matrix(counts: Counts) -> Tensor:
+    normed, _ = kernels.rms_norm(GIVEN[: counts[0]].unflatten(-1, (-1, 16)), NORM, eps=1e-5)
+    wide = normed.flatten(1)
+    return kernels.add(wide[:, :32], wide[:, 32:])
+
+
+def nothing_behind(counts: Counts) -> Tensor:
+    return kernels.rotary(POSITIONS[: counts[0]], INV_FREQ, attention_scaling=1.0, interleaved=False).cos
+
+
+@pytest.mark.parametrize("step", [not_of_the_step, parts_of_one_matrix, nothing_behind])
+def test_rows_that_cannot_be_moved_are_chosen_at_the_end(step: Callable[[Counts], Tensor]) -> None:
+    template = rehearsed(step)
+    GIVEN.copy_(torch.randn(MOST, COLUMNS))
+    POSITIONS.copy_(torch.arange(MOST))
+    given = GIVEN.clone()
+    every = template.run(pool(2), (50, 1)).clone()
+    rows = np.array([3, 20, 49], np.int32)
+    assert torch.equal(template.run(pool(2), (50, 1), (rows, (3, 1))), every[rows])
+    assert not template._parts[1]
+    assert torch.equal(GIVEN, given)
 
 
 def test_nothing_is_computed_while_it_is_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:

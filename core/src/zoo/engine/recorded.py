@@ -16,7 +16,7 @@ from zoo.cache.storage import KVCache
 from zoo.engine.sampler import Choices
 from zoo.kernels.native.pool import Pool
 from zoo.kernels.native.recorder import Arena, ContractBroken, Program, record
-from zoo.kernels.native.template import Template
+from zoo.kernels.native.template import Counts, Template
 
 
 class DecodeStep:
@@ -131,6 +131,19 @@ class PackedStep:
 
     def run(self, batch: Batch, pool: Pool) -> Tensor:
         """Hidden states [T, D], until the next step."""
+        return self._template.run(pool, self._written(batch))
+
+    def run_wanted(self, batch: Batch, pool: Pool) -> Tensor:
+        """Hidden states [L, D] of the tokens whose logits are wanted, until the next step.
+
+        `logits_indices` must ascend. The layers' ends are computed for these tokens alone.
+        """
+        counts, rows = self._written(batch), batch.logits_indices.numpy()
+        answers = int(np.searchsorted(rows, counts[2]))
+        return self._template.run(pool, counts, (rows, (len(rows), counts[1], answers)))
+
+    def _written(self, batch: Batch) -> Counts:
+        """The counts of a batch, with which the inputs were filled in."""
         counts = _counts(batch)
         inputs = self._inputs(*counts)
         inputs.input_ids.copy_(batch.input_ids)
@@ -138,7 +151,7 @@ class PackedStep:
         inputs.cu_seqlens.copy_(batch.cu_seqlens)
         inputs.seq_lens.copy_(batch.seq_lens)
         _copy_tables(batch, inputs)
-        return self._template.run(pool, counts)
+        return counts
 
     def _inputs(self, tokens: int, sequences: int, answers: int) -> Batch:
         """A batch of so many, on the memory where all batches lie."""
@@ -165,7 +178,7 @@ class PackedStep:
 _FEW, _MOST_ANSWERS = (97, 5, 2), 7
 
 
-def _counts(batch: Batch) -> tuple[int, int, int]:
+def _counts(batch: Batch) -> Counts:
     tokens = len(batch.input_ids)
     return tokens, len(batch.seq_lens), tokens if batch.prompt_start is None else batch.prompt_start
 

@@ -3,8 +3,9 @@
 A step of S sequences with one new token each does the same work whatever the tokens: only the contents of the batch's
 index tensors change, and kernels read those from memory. So the first step of each S is recorded on input buffers that
 stay, and later steps are copied into them: the whole step up to its tokens where the hook `forward` is the one that zoo
-has itself. Any other runs each time, on a stand-in for the model whose `hidden` is replayed. So is a step with prompts,
-whose layers are rehearsed once for all sizes.
+has itself. Any other runs each time, on a stand-in for the model whose `hidden` is replayed. The layers of a step with
+prompts are rehearsed once for all sizes; where zoo's own hook runs, their end is computed for the tokens alone whose
+logits are wanted.
 """
 
 from __future__ import annotations
@@ -77,6 +78,13 @@ class Replay:
             self._whole = False  # by `hidden` or by `logits`: the stand-in tells
             return None
         return logits, tokens.tolist()
+
+    def wanted(self, batch: Batch) -> Tensor | None:
+        """Hidden states [L, D] of the tokens whose logits are wanted, until the next step; None: not of this batch."""
+        if not _is_plain(batch) or _is_decode(batch) or not _ascends(batch.logits_indices) or not self._replays():
+            return None
+        packed = self._packed_for(batch)
+        return None if packed is None else packed.run_wanted(batch, self.pool)
 
     def again(
         self, ids: Items[int], positions: Items[int], tables: Items[tuple[Items[int], Items[int]]], choices: Choices
@@ -197,6 +205,10 @@ def _is_decode(batch: Batch) -> bool:
 
 def _is_plain(batch: Batch) -> bool:
     return batch.input_embeds is None and batch.lora_index is None
+
+
+def _ascends(indices: Tensor) -> bool:
+    return bool((indices[1:] > indices[:-1]).all())
 
 
 def _contents(model: Any) -> Iterator[object]:

@@ -132,7 +132,13 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        """Logits float32 [L, V] through the plugin's hook; until the next step."""
+        """Logits float32 [L, V] through the plugin's hook; until the next step.
+
+        Where the hook is the one that zoo has itself, nothing is computed that no logits need.
+        """
+        wanted = self.replay.wanted(batch) if self.replay is not None and self.plugin.forward_is_plain else None
+        if wanted is not None:
+            return self.model.logits(wanted)
         return self.plugin.forward(self._model_for(batch), batch, self.cache)
 
     @torch.inference_mode()

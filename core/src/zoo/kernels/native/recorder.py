@@ -39,7 +39,7 @@ class Arena:
 
     def __init__(self) -> None:
         self._free: dict[int, list[tuple[int, np.ndarray]]] = {}
-        self._made = 0
+        self._spans: list[tuple[int, int]] = []
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, *, room: int = 0) -> Tensor:
         """An uninitialised tensor on lent memory, of `room` bytes if it needs no more."""
@@ -47,11 +47,16 @@ class Arena:
         nbytes = max(_ALIGN, 1 << (max(room, count * dtype.itemsize) - 1).bit_length())
         free = self._free.setdefault(nbytes, [])
         if not free:
-            free.append((self._made, _aligned(nbytes)))
-            self._made += 1
+            buffer = _aligned(nbytes)
+            free.append((len(self._spans), buffer))
+            self._spans.append((buffer.ctypes.data, buffer.ctypes.data + nbytes))
         lease = _Lease(free, heapq.heappop(free))
         # Shaped by numpy: views of torch take longer, the more so while a recorder looks on.
         return torch.from_numpy(np.ndarray(shape, _numpy_dtype(dtype), np.asarray(lease)))
+
+    def holds(self, address: int) -> bool:
+        """Whether one of its buffers, lent or not, lies there."""
+        return any(start <= address < end for start, end in self._spans)
 
 
 class _Lease:

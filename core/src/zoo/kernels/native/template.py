@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.kernels.native import tail
 from zoo.kernels.native.pool import Pool
 from zoo.kernels.native.recorder import Arena, ContractBroken, Recorder, unleased
+from zoo.kernels.native.tail import Matrix
 
 Counts = tuple[int, ...]
 """What the numbers of ops may be multiples of; the number of tokens comes first."""
@@ -40,21 +42,57 @@ class Template:
         self.output, self._kept = last.output, last.kept
         ops = [_words(op) for op in last.ops]
         self._words = np.concatenate(ops)
-        ends = np.cumsum([0, *(op.nbytes for op in ops)])[:-1] + self._words.ctypes.data
-        self._addresses = (ctypes.c_void_p * len(ops))(*ends.tolist())
-        found = list(_multiples(first, last, small, large))
+        starts = np.cumsum([0, *(len(op) for op in ops)])
+        found = np.array(list(_multiples(first, last, small, large)), np.int64).reshape(-1, 3)
         if first.place != last.place:
             raise ContractBroken("the place of the output depends on the number of tokens")
-        self._where, self._which, self._factors = np.array(found, np.int64).reshape(-1, 3).T
+        tails = [rehearsal.tail(arena) for rehearsal in (first, last)]
+        begin, carried = tails[0] if tails[0] == tails[1] else (len(ops), [])
+        self._carried = [matrix.array(large[0]) for matrix in carried]
+        self._parts = [
+            _Part(self._words, starts[low:high], found[(found[:, 0] >= starts[low]) & (found[:, 0] < starts[high])])
+            for low, high in ((0, begin), (begin, len(ops)))
+        ]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def run(self, pool: Pool, counts: Counts, wanted: tuple[np.ndarray, Counts] | None = None) -> Tensor:
+        """Run every op in order, for so many: the rows of the output, or those that are wanted.
+
+        `wanted`: indices of rows, ascending, and the counts that a step of these alone has, with which its tail runs.
+        """
+        first, last = self._parts
+        first.run(pool, counts)
+        if wanted is None or not last:
+            last.run(pool, counts)
+            output = self.output[: counts[0]]
+            return output if wanted is None else output[torch.from_numpy(wanted[0])]
+        rows, counts_of_rows = wanted
+        if len(rows) < counts[0]:
+            for array in self._carried:
+                array[: len(rows)] = array[rows]
+        if len(rows):
+            last.run(pool, counts_of_rows)
+        return self.output[: len(rows)]
+
+
+class _Part:
+    """Some ops of a template."""
+
+    def __init__(self, words: np.ndarray, starts: np.ndarray, multiples: np.ndarray) -> None:
+        """`words`: those of all ops; `starts`: where each op begins there; `multiples`: as `_multiples` gives them."""
+        self._addresses = (ctypes.c_void_p * len(starts))(*(words.ctypes.data + 8 * starts).tolist())
+        self._words = words
+        self._where, self._which, self._factors = multiples.T
 
     def __len__(self) -> int:
         return len(self._addresses)
 
-    def run(self, pool: Pool, counts: Counts) -> Tensor:
-        """Run every op in order, for so many."""
+    def run(self, pool: Pool, counts: Counts) -> None:
         self._words[self._where] = self._factors * np.array(counts, np.int64)[self._which]
-        pool.execute(self._addresses)
-        return self.output[: counts[0]]
+        if self._addresses:
+            pool.execute(self._addresses)
 
 
 class _Rehearsal:
@@ -68,6 +106,14 @@ class _Rehearsal:
                 raise ContractBroken("the output has no row for each token")
             self.output, self.place = unleased(output), (output.data_ptr(), output.stride(), output.shape[1:])
         self.ops, self.kept = recorder.ops, recorder.kept
+        self._tokens = counts[0]
+
+    def tail(self, arena: Arena) -> tuple[int, list[Matrix]]:
+        """Where the tail begins and what is carried into it; the number of ops, and nothing, if there is none."""
+        begin = tail.begin(self.ops, self._tokens)
+        output = Matrix(self.output.data_ptr(), 4 * self.output.stride(0), self.output.shape[1])
+        carried = tail.carried(self.ops[begin:], output, self._tokens, arena)
+        return (len(self.ops), []) if carried is None else (begin, carried)
 
 
 def _multiples(first: _Rehearsal, last: _Rehearsal, small: Counts, large: Counts) -> Iterator[tuple[int, int, int]]:
