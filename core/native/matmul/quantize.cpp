@@ -119,9 +119,9 @@ void quantize_group(const float* x, ActBlock* out) {
   const float inverse = inverse_scale(most, MOST_SHARED), magnitude = as_magnitude(most);
   const float scale = magnitude < 1e-33f ? 0 : magnitude / (MOST_SHARED * (1 << MOST_SHIFT));
   for (int b = 0; b < SHARING; b++) {
-    int doubled = 0;
-    if (inverse > 0)
-      while (doubled < MOST_SHIFT && as_magnitude(largest[b]) * static_cast<float>(2 << doubled) <= magnitude) doubled++;
+    // Bits of magnitudes one exponent apart are those of twice the number.
+    const uint32_t fits = (most - largest[b]) >> 23;
+    const int doubled = inverse > 0 ? static_cast<int>(fits < MOST_SHIFT ? fits : MOST_SHIFT) : 0;
     ActBlock& block = out[b];
     block.scale = scale;
     block.shift = MOST_SHIFT - doubled;
