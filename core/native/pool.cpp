@@ -12,7 +12,7 @@ namespace zoo {
 
 namespace {
 
-constexpr auto SPIN = std::chrono::microseconds(300);
+constexpr auto SPIN = std::chrono::microseconds(500);  // longer than Python takes from one step to the next
 constexpr size_t ALIGN = 64;
 // Between the parts of the scratch. A processor fetches on past the end of what its thread walks through, and would take
 // lines from the thread that is writing there: that cost a quarter of a product's time.

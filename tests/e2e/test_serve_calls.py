@@ -146,6 +146,7 @@ class Dictation:
         self._llm = llm
         self._sample = llm.engine.sampler.sample
         llm.engine.sampler.sample = self  # type: ignore[method-assign, assignment]
+        llm.engine.sampler.is_plain = lambda _: False  # type: ignore[method-assign]
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text as a model writes it, its tags as control tokens."""

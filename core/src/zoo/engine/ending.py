@@ -6,7 +6,7 @@ import atexit
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 _PATIENCE_S = 30.0
 
@@ -67,4 +67,8 @@ if hasattr(os, "register_at_fork"):
 
 def computing() -> AbstractContextManager[None]:
     """What torch computes inside is waited for when the process ends."""
-    return _gate.computing()
+    # The main thread ends the process itself, so it is not inside then.
+    return _NOTHING if threading.current_thread() is threading.main_thread() else _gate.computing()
+
+
+_NOTHING = nullcontext()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.cache.blocks import BlockManager
+from zoo.engine.ending import computing
 from zoo.engine.runner import Runner
 from zoo.engine.sampler import Sampler
 from zoo.engine.scheduler import Chunk, Scheduler
@@ -43,7 +44,7 @@ class Engine:
         Raises what the model raises; then nothing has changed. What fails for one sequence alone ends it, with its
         `error` set.
         """
-        with self.runner.active(), torch.inference_mode():
+        with computing():
             return self._step()
 
     def _step(self) -> StepOutput:
@@ -53,13 +54,10 @@ class Engine:
             return StepOutput((), 0)
         self.active = tuple(chunk.sequence for chunk in chunks)
         sequences = [chunk.sequence for chunk in chunks if chunk.is_last]
-        decoded = None
-        if self.runner.replays(chunks):
-            decoded = self.runner.decode(chunks, self.scheduler.managers, self.sampler.choices(sequences))
-        if decoded is not None:
-            tokens = self.sampler.sample(decoded[0], sequences, decoded[1])
-        else:
-            tokens = self._sampled(chunks, sequences)
+        tokens = self._decoded(chunks, sequences)
+        if tokens is None:
+            with self.runner.active(), torch.inference_mode():
+                tokens = self._sampled(chunks, sequences)
         # Only now, so that a step that failed can be repeated.
         for chunk in chunks:
             self.scheduler.computed(chunk)
@@ -74,6 +72,16 @@ class Engine:
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
         return StepOutput(tuple(sequences), sum(chunk.length for chunk in chunks))
+
+    def _decoded(self, chunks: list[Chunk], sequences: list[Sequence]) -> list[int] | None:
+        """The tokens of a step that is replayed up to them; None: this is none."""
+        if not self.runner.replays(chunks):
+            return None
+        decoded = self.runner.decode(chunks, self.scheduler.managers, self.sampler.choices(sequences))
+        if decoded is None or self.sampler.is_plain(sequences):
+            return None if decoded is None else decoded[1]
+        with self.runner.active(), torch.inference_mode():
+            return self.sampler.sample(decoded[0], sequences, decoded[1])
 
     def _sampled(self, chunks: list[Chunk], sequences: list[Sequence]) -> list[int]:
         """The tokens of the sequences whose last chunk is here, after the scores of prompts were noted."""

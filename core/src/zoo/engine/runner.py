@@ -119,11 +119,14 @@ class Runner:
         None: the model turned out to break the contract, see `logits`.
         """
         assert self.replay is not None
-        # Without a batch in between: in a step of a small model Python's time counts.
+        # Without a batch in between, and nothing of torch: what Python touches left the caches during the last step.
         ids = [chunk.sequence.output_token_ids[-1] for chunk in chunks]
         tables = [_tables(chunks, manager) for manager in managers]
         decoded = self.replay.again(ids, [chunk.start for chunk in chunks], tables, choices)
-        return self.replay.step(self.batch(chunks, managers), choices) if decoded is None else decoded
+        if decoded is None:
+            with self.active(), torch.inference_mode():
+                decoded = self.replay.step(self.batch(chunks, managers), choices)
+        return decoded
 
     @torch.inference_mode()
     def logits(self, chunks: Items[Chunk], managers: Items[BlockManager]) -> Tensor:

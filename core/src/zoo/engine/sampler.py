@@ -62,6 +62,10 @@ class Sampler:
             self._greedy[count] = self._choices(sequences)
         return self._greedy[count]
 
+    def is_plain(self, sequences: Items[Sequence]) -> bool:
+        """Whether `sample` would give the tokens that were drawn, and do nothing else."""
+        return not any(sequence.params.logprobs is not None or _edits(sequence) for sequence in sequences)
+
     def sample(self, logits: Tensor, sequences: Items[Sequence], drawn: list[int] | None = None) -> list[int]:
         """Token ids for logits float32 [L, V], one row per sequence; fills their logprobs if they want them.
 

@@ -18,7 +18,8 @@ class OutputText:
 
     def push(self, token_id: int) -> str:
         """Text that became certain with this token; sets `stopped` when a stop string is complete."""
-        return self._take(self._stream.push(token_id))
+        text = self._stream.push(token_id)
+        return self._take(text) if self._stops else text
 
     def flush(self) -> str:
         """The rest, once no more tokens come."""
