@@ -94,10 +94,10 @@ inline void score_columns(const float* q, int64_t ldq, const float* keys, int64_
   }
 }
 
-// The same for keys as they lie in the cache; `width` is a multiple of VL.
+// The same for n keys, or some more, as they lie in the cache; `width` is a multiple of VL.
 template <class E, int R>
-inline void score(const float* q, int64_t ldq, const typename E::type* const* keys, int64_t width, float* scores) {
-  for (int j = 0; j < KEYS; j += VL) {
+inline void score(const float* q, int64_t ldq, const typename E::type* const* keys, int n, int64_t width, float* scores) {
+  for (int j = 0; j < n; j += VL) {
     vf products[R][VL];
     for (int c = 0; c < VL; c += 2) {
       vf a[R] = {}, b[R] = {};
@@ -227,9 +227,9 @@ inline void score_rows(const Rows& rows, const float* columns) {
 }
 
 template <class E>
-inline void score_rows(const Rows& rows, const typename E::type* const* keys) {
+inline void score_rows(const Rows& rows, const typename E::type* const* keys, int n) {
   by_fours(rows.count, [&](auto together, int r) {
-    score<E, together>(rows.q + r * rows.key_padded, rows.key_padded, keys, rows.key_padded, rows.scores + r * KEYS);
+    score<E, together>(rows.q + r * rows.key_padded, rows.key_padded, keys, n, rows.key_padded, rows.scores + r * KEYS);
   });
 }
 
@@ -321,7 +321,7 @@ inline void attend_keys(Rows& rows, const Pages<E>& pages, int64_t begin, int64_
     const int n = keys_from(start);
     const auto& [keys, values] = found[(start - begin) / KEYS % 2];
     if (direct) {
-      score_rows<E>(rows, keys);
+      score_rows<E>(rows, keys, n);
       soften(rows, start);
       mix_rows<E>(rows, values, n);
       continue;
