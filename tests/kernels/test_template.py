@@ -80,11 +80,20 @@ def parts_of_one_matrix(counts: Counts) -> Tensor:
     return kernels.add(wide[:, :32], wide[:, 32:])
 
 
-def nothing_behind(counts: Counts) -> Tensor:
+def angles(counts: Counts) -> Tensor:
     return kernels.rotary(POSITIONS[: counts[0]], INV_FREQ, attention_scaling=1.0, interleaved=False).cos
 
 
-@pytest.mark.parametrize("step", [not_of_the_step, parts_of_one_matrix, nothing_behind])
+def one_row_for_all(counts: Counts) -> Tensor:
+    y = twice(angles(counts))
+    return kernels.add(y, y[:1].expand(counts[0], -1))
+
+
+def rows_of_other_rows(counts: Counts) -> Tensor:
+    return twice(twice(angles(counts)).view(2 * counts[0], -1)[: counts[0]])
+
+
+@pytest.mark.parametrize("step", [not_of_the_step, parts_of_one_matrix, one_row_for_all, rows_of_other_rows, angles])
 def test_rows_that_cannot_be_moved_are_chosen_at_the_end(step: Callable[[Counts], Tensor]) -> None:
     template = rehearsed(step)
     GIVEN.copy_(torch.randn(MOST, COLUMNS))

@@ -35,6 +35,11 @@ class Matrix:
         """Whether the two share memory, with so many rows each."""
         return self.address < other._end(rows) and other.address < self._end(rows)
 
+    def is_part_of(self, other: Matrix) -> bool:
+        """Whether each row lies in the row of the same number of another."""
+        skipped = self.address - other.address
+        return self.stride == other.stride and 0 <= skipped <= 4 * (other.width - self.width)
+
     def _end(self, rows: int) -> int:
         return self.address + (rows - 1) * self.stride + 4 * self.width
 
@@ -59,12 +64,19 @@ def begin(ops: Sequence[ctypes.Structure], tokens: int) -> int:
 def carried(ops: Sequence[ctypes.Structure], output: Matrix, tokens: int, arena: Arena) -> list[Matrix] | None:
     """What the ops of a tail read, and `output` has, that none of them wrote.
 
-    None if its rows cannot be moved: they share memory, or are not the step's own.
+    None if its rows cannot be moved, because they share memory or are not the step's own, or if a row of what is read
+    lies in other rows of what was written.
     """
     written: list[Matrix] = []
     found: list[Matrix] = []
     for inputs, outputs in (*((rows.inputs, rows.outputs) for rows in _all(ops)), ((output,), ())):
-        found += [one for one in inputs if not any(one.overlaps(other, tokens) for other in written)]
+        for one in inputs:
+            # Of several on the same buffer the last one is there.
+            writer = next((other for other in reversed(written) if one.overlaps(other, tokens)), None)
+            if writer is None:
+                found.append(one)
+            elif not one.is_part_of(writer):
+                return None
         written += outputs
     distinct = list(dict.fromkeys(found))
     movable = all(one.stride >= 4 * one.width and arena.holds(one.address) for one in distinct)
