@@ -78,10 +78,13 @@ class Engine:
         if not self.runner.replays(chunks):
             return None
         decoded = self.runner.decode(chunks, self.scheduler.managers, self.sampler.choices(sequences))
-        if decoded is None or self.sampler.is_plain(sequences):
-            return None if decoded is None else decoded[1]
+        if decoded is None:
+            return None
+        logits, tokens = decoded
+        if self.sampler.is_plain(sequences):
+            return tokens
         with self.runner.active(), torch.inference_mode():
-            return self.sampler.sample(decoded[0], sequences, decoded[1])
+            return self.sampler.sample(logits, sequences, tokens)
 
     def _sampled(self, chunks: list[Chunk], sequences: list[Sequence]) -> list[int]:
         """The tokens of the sequences whose last chunk is here, after the scores of prompts were noted."""
